@@ -1,0 +1,127 @@
+"""The command ``xsta``: download, train, evaluate, answer, figures; thin over the library."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .configuration import ABLATIONS
+
+
+def _download(args: argparse.Namespace) -> None:
+    from .download import fetch
+
+    for path in fetch(args.what, args.languages or None):
+        print(path)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from .experiments import experiment, run_experiment
+
+    changes = {
+        "seed": args.seed,
+        "backbone": args.backbone,
+        "epochs": args.epochs,
+        "dropout": args.dropout,
+        "batch_size": args.batch_size,
+        "learning_rate": args.learning_rate,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    exp = experiment(args.protocol, args.method, without=tuple(args.without), **changes)
+    for path in run_experiment(exp):
+        print(path)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from .corpus import read_squad
+    from .metrics import aggregate, read_predictions, score_all
+
+    questions, report = read_squad(args.gold)
+    print(report, file=sys.stderr)
+    golds = {q.id: [answer.text for answer in q.answers] for q in questions}
+    print(json.dumps(aggregate(score_all(read_predictions(args.predictions), golds, args.language, args.rule))))
+
+
+def _answer(args: argparse.Namespace) -> None:
+    from transformers import AutoTokenizer
+
+    from .answering import Predictor
+    from .corpus import Question
+    from .modeling import XStaForQuestionAnswering
+
+    model = XStaForQuestionAnswering.from_pretrained(args.model)
+    predictor = Predictor(model, AutoTokenizer.from_pretrained(args.model))
+    context = Path(args.context).read_text("utf-8")
+    question = Question("0", args.question, context, ())
+    source = None
+    if args.source_question and args.source_context:
+        source = [Question("0", args.source_question, Path(args.source_context).read_text("utf-8"), ())]
+    answers = predictor.predict({args.language: [question]}, source, readings=("calibrated",))[args.language]
+    print(answers.texts["calibrated"]["0"])
+
+
+def _figures(args: argparse.Namespace) -> None:
+    from .figures import write_figures
+
+    for path in write_figures(args.protocol):
+        print(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xsta", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    download = commands.add_parser("download", help="fetch and check published data")
+    download.add_argument("what", help="xquad, mlqa, tydiqa, squad, xtreme, compact or all")
+    download.add_argument("--languages", nargs="*", default=[])
+    download.set_defaults(run=_download)
+
+    train = commands.add_parser("train", help="train one method under a protocol, evaluate it, write its result")
+    train.add_argument("--protocol", default="demo", help="demo or compact")
+    train.add_argument("--method", default="x-sta", help="zero-shot, trans-train or x-sta")
+    train.add_argument("--without", nargs="*", default=[], choices=ABLATIONS, help="ablations of Table 4")
+    train.add_argument("--backbone")
+    train.add_argument("--seed", type=int)
+    train.add_argument("--epochs", type=float)
+    train.add_argument("--dropout", type=float)
+    train.add_argument("--batch-size", type=int)
+    train.add_argument("--learning-rate", type=float)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="score predictions in the official {id: text} form")
+    evaluate.add_argument("--predictions", required=True)
+    evaluate.add_argument("--gold", required=True, help="a SQuAD-format file")
+    evaluate.add_argument("--language", required=True)
+    evaluate.add_argument("--rule", choices=("mlqa", "squad"), default="squad")
+    evaluate.set_defaults(run=_evaluate)
+
+    answer = commands.add_parser("answer", help="answer one question from a text file")
+    answer.add_argument("--model", required=True, help="a folder written by training")
+    answer.add_argument("--question", required=True)
+    answer.add_argument("--context", required=True, help="a UTF-8 text file")
+    answer.add_argument("--language", required=True)
+    answer.add_argument("--source-question", help="the question in English")
+    answer.add_argument("--source-context", help="a file with the context in English")
+    answer.set_defaults(run=_answer)
+
+    figures = commands.add_parser("figures", help="write the figures of a protocol's results")
+    figures.add_argument("--protocol", default="demo")
+    figures.set_defaults(run=_figures)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; an error of the user's kind prints one line and gives exit status 1."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        print(f"xsta: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Questions with their contexts and answers: SQuAD-format files read, validated and written, pairs made by id.
+
+A corpus file holds one language. Answers are spans of the context; offsets count Unicode code points.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class CorpusError(ValueError):
+    """A corpus file cannot be used; the message names file, place and remedy."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A gold answer: its text and its offset in the context, in code points."""
+
+    text: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        """Offset behind the last character."""
+        return self.start + len(self.text)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, its context and its gold answers, in one language."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...]
+    title: str = ""
+
+
+@dataclass
+class Report:
+    """What reading a file did: counts of kept and repaired questions, rejected ids with the reason."""
+
+    path: str
+    kept: int = 0
+    repaired: int = 0
+    merged: int = 0
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{self.path}: {self.kept} questions"]
+        if self.repaired:
+            parts.append(f"{self.repaired} answer offsets repaired")
+        if self.merged:
+            parts.append(f"{self.merged} repeated ids merged")
+        if self.rejected:
+            shown = ", ".join(f"{key} ({reason})" for key, reason in list(self.rejected.items())[:3])
+            parts.append(f"{len(self.rejected)} rejected: {shown}{', ...' if len(self.rejected) > 3 else ''}")
+        return "; ".join(parts)
+
+
+def locate(context: str, text: str, start: int) -> int:
+    """Offset of ``text`` in ``context`` nearest to the given offset, or -1 where it does not occur."""
+    if start >= 0 and context.startswith(text, start):
+        return start
+    best, at = -1, context.find(text)
+    while at >= 0:
+        if best < 0 or abs(at - start) < abs(best - start):
+            best = at
+        at = context.find(text, at + 1)
+    return best
+
+
+def _load_json(path: Path) -> dict:
+    """Parse a file; every fault becomes a :class:`CorpusError` that names file, place and remedy."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise CorpusError(
+            f"{path}: no such file; run 'xsta download' or set XSTA_DATA to the folder with it"
+        ) from error
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    if not text.strip():
+        raise CorpusError(f"{path}: the file is empty; fetch or write it again")
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise CorpusError(
+            f"{path}: not JSON at {place} ({error.msg}); the download may be cut, fetch it again"
+        ) from error
+    if not isinstance(document, dict) or not isinstance(document.get("data"), list):
+        raise CorpusError(f"{path}: no list under the key 'data'; expected the SQuAD v1.1 layout, see data/README.md")
+    return document
+
+
+def _take(mapping: dict, key: str, kind: type, path: Path, place: str):
+    """``mapping[key]``, which must be there and of the given type."""
+    value = mapping.get(key) if isinstance(mapping, dict) else None
+    if not isinstance(value, kind):
+        name = {str: "text", list: "a list", int: "a whole number"}[kind]
+        raise CorpusError(f"{path}: {place} lacks '{key}' ({name}); see the SQuAD v1.1 layout in data/README.md")
+    return value
+
+
+def _read_answers(entry: dict, context: str, path: Path, report: Report) -> tuple[Answer, ...] | str:
+    """The entry's answers at their true offsets, or the reason why the entry is rejected."""
+    place = f"question {entry['id']}"
+    found, repaired = {}, False
+    for raw in _take(entry, "answers", list, path, place):
+        text = _take(raw, "text", str, path, place)
+        start = _take(raw, "answer_start", int, path, place)
+        if not text.strip():
+            return "empty answer"
+        at = locate(context, text, start)
+        if at < 0:
+            return "answer not in its context"
+        repaired |= at != start
+        found[Answer(text, at)] = None
+    report.repaired += repaired
+    return tuple(found) or "no answer"
+
+
+def read_squad(path: str | os.PathLike, labelled: bool = True) -> tuple[list[Question], Report]:
+    """Read a SQuAD v1.1 file.
+
+    An answer that is not at its offset is moved to its nearest occurrence; a question whose answer does not occur is
+    rejected. Repeated ids with one answer each (XTREME's files) are merged. Both are counted in the report.
+
+    Args:
+        path: the JSON file.
+        labelled: ``False`` for files without answers (then ``answers`` is empty).
+
+    Raises:
+        CorpusError: the file is missing, unreadable, not UTF-8, not JSON, not SQuAD's layout, holds one id with two
+            different questions, holds no question, or has emptied answers.
+    """
+    path = Path(path)
+    report, questions = Report(path.name), {}
+    emptied = 0
+    for a, article in enumerate(_load_json(path)["data"]):
+        for p, paragraph in enumerate(_take(article, "paragraphs", list, path, f"article {a}")):
+            place = f"article {a}, paragraph {p}"
+            context = _take(paragraph, "context", str, path, place)
+            for entry in _take(paragraph, "qas", list, path, place):
+                _take(entry, "question", str, path, place)
+                key = _take(entry, "id", str, path, place)
+                answers = _read_answers(entry, context, path, report) if labelled else ()
+                if isinstance(answers, str):
+                    emptied += answers == "empty answer"
+                    report.rejected[key] = answers
+                    continue
+                question = Question(key, entry["question"], context, answers, article.get("title", ""))
+                questions[key] = _merge(questions.get(key), question, path, report)
+    if emptied and emptied >= 0.9 * (emptied + len(questions)):
+        raise CorpusError(
+            f"{path}: the answers are emptied, as in XTREME's copies of the test sets; use the original file instead"
+        )
+    if not questions:
+        why = (
+            f" ({len(report.rejected)} rejected, first: {next(iter(report.rejected.items()))})"
+            if report.rejected
+            else ""
+        )
+        raise CorpusError(f"{path}: holds no question{why}; check that this is the file you meant")
+    report.kept = len(questions)
+    return list(questions.values()), report
+
+
+def _merge(known: Question | None, new: Question, path: Path, report: Report) -> Question:
+    """One question out of two entries with the same id, which must agree in all but their answers."""
+    if known is None:
+        return new
+    if (known.question, known.context) != (new.question, new.context):
+        raise CorpusError(f"{path}: id {new.id} stands for two different questions; ids must be unique in a file")
+    report.merged += 1
+    answers = tuple(dict.fromkeys(known.answers + new.answers))
+    return Question(known.id, known.question, known.context, answers, known.title)
+
+
+def write_squad(path: str | os.PathLike, questions: Iterable[Question]) -> None:
+    """Write questions as a SQuAD v1.1 file, atomically, grouped by title and context in their order."""
+    articles: dict[str, dict[str, list[dict]]] = {}
+    for q in questions:
+        answers = [{"text": answer.text, "answer_start": answer.start} for answer in q.answers]
+        entry = {"id": q.id, "question": q.question, "answers": answers}
+        articles.setdefault(q.title, {}).setdefault(q.context, []).append(entry)
+    data = [
+        {"title": title, "paragraphs": [{"context": context, "qas": qas} for context, qas in paragraphs.items()]}
+        for title, paragraphs in articles.items()
+    ]
+    write_text_atomically(path, json.dumps({"version": "1.1", "data": data}, ensure_ascii=False))
+
+
+def write_text_atomically(path: str | os.PathLike, text: str) -> None:
+    """Write text under a temporary name beside the target, then rename: readers never see half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Target questions with their source counterparts: ``(target, source or None)``, and the unmatched target ids."""
+
+    pairs: list[tuple[Question, Question | None]]
+    unmatched: list[str]
+
+
+def pair_by_id(targets: Sequence[Question], sources: Sequence[Question], minimum: float = 0.0) -> Pairing:
+    """Pair target questions with source questions of the same id.
+
+    Args:
+        targets: questions in the target language.
+        sources: questions in the source language.
+        minimum: smallest share of target questions that must find their source, 0 to 1.
+
+    Raises:
+        CorpusError: fewer than ``minimum`` of the ids match; the message shows three ids of each side.
+    """
+    by_id = {question.id: question for question in sources}
+    pairs = [(target, by_id.get(target.id)) for target in targets]
+    unmatched = [target.id for target, source in pairs if source is None]
+    matched = 1 - len(unmatched) / max(1, len(pairs))
+    if matched < minimum:
+        left, right = unmatched[:3], [question.id for question in sources[:3]]
+        raise CorpusError(
+            f"only {matched:.0%} of the target ids have a source question, at least {minimum:.0%} is needed; "
+            f"target ids look like {left}, source ids like {right}"
+        )
+    return Pairing(pairs, unmatched)

@@ -1,0 +1,361 @@
+"""An experiment is a frozen configuration; its result is one JSON file, found again by the configuration's fingerprint.
+
+``results/<protocol>/<name>.json`` holds the metrics and the provenance, ``<name>.scores.parquet`` beside it the scores
+of every question (no text).
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from .answering import Predictor
+from .batching import Part
+from .configuration import XStaConfig
+from .corpus import write_text_atomically
+from .features import build_windows, pair_windows, window_cache
+from .metrics import Score, aggregate, score_all
+from .modeling import XStaForQuestionAnswering
+from .protocols import ProtocolData, TestSet, load_protocol
+from .training import Trainer, TrainingConfig, TrainingResult, has_bf16, peak_memory_bytes
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+RUNS = ROOT / "runs"
+METHODS = ("zero-shot", "trans-train", "x-sta")
+
+# Optimisation of each protocol: every method of a comparison gets the same.
+SETTINGS = {
+    "demo": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 1.0, "dropout": 0.0, "english_epochs": 4.0},
+    "compact": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 1.0, "dropout": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run and its evaluation.
+
+    Attributes:
+        protocol: what data (see :mod:`~xsta_lib.protocols`).
+        method: ``zero-shot``, ``trans-train`` or ``x-sta``.
+        without: ablations of Table 4 (x-sta only).
+        switches: fields of :class:`~xsta_lib.configuration.XStaConfig` that differ from the paper, as pairs.
+        backbone: see :func:`~xsta_lib.backbones.load_backbone`.
+        epochs: passes over the rows of the pair setting; sets the optimiser steps, the same for every method.
+        english_epochs: epochs on the source language alone before, shared by all methods (the demo's head start).
+    """
+
+    protocol: str
+    method: str
+    without: tuple[str, ...] = ()
+    switches: tuple[tuple[str, object], ...] = ()
+    backbone: str = "e5-small-q4"
+    seed: int = 42
+    epochs: float = 1.0
+    english_epochs: float = 0.0
+    learning_rate: float = 3e-5
+    batch_size: int = 32
+    dropout: float | None = None
+    precision: str = "auto"
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; allowed: {', '.join(METHODS)}")
+        if (self.without or self.switches) and self.method != "x-sta":
+            raise ValueError("without and switches belong to the method x-sta")
+        self.model_config()  # refuses unknown switches
+
+    def model_config(self) -> XStaConfig:
+        """The model configuration, without encoder."""
+        if self.method != "x-sta":
+            return XStaConfig.plain()
+        unknown = {name for name, _ in self.switches} - set(XStaConfig.__annotations__)
+        if unknown:
+            raise ValueError(f"unknown switches {sorted(unknown)}; see XStaConfig")
+        return XStaConfig(without=list(self.without), **dict(self.switches))
+
+    @property
+    def name(self) -> str:
+        """A readable file name."""
+        parts = [self.method, *(f"without-{name}" for name in self.without)]
+        parts += [f"{name}-{value}" for name, value in self.switches]
+        if self.backbone != "e5-small-q4":
+            parts.append(Path(self.backbone).stem)
+        return "_".join([*parts, f"seed{self.seed}"]).replace("/", "-")
+
+    @property
+    def fingerprint(self) -> str:
+        """A key of everything that shapes the result."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def experiment(protocol: str, method: str, **changes) -> Experiment:
+    """An experiment with its protocol's optimisation settings; ``changes`` overrule single fields."""
+    if protocol not in SETTINGS:
+        raise ValueError(f"unknown protocol {protocol!r}; the protocols are {', '.join(SETTINGS)}")
+    return Experiment(protocol, method, **{**SETTINGS[protocol], **changes})
+
+
+def training_parts(exp: Experiment, data: ProtocolData, tokenizer, english_only: bool = False) -> list[Part]:
+    """The rows a method trains on: English alone; the union, each row alone; or English rows and pairs."""
+    cache = window_cache()
+    parts = [Part("en", build_windows(data.train, tokenizer, cache=cache))]
+    if exp.method == "zero-shot" or english_only:
+        return parts
+    source = build_windows(data.parallel_source, tokenizer, cache=cache)
+    for language, questions in data.parallel.items():
+        target = build_windows(questions, tokenizer, cache=cache)
+        if exp.method == "trans-train":
+            parts.append(Part(language, target))
+        else:
+            parts.append(Part(language, target, source, pair_windows(target, source, by_answer=True)))
+    return parts
+
+
+def step_count(exp: Experiment, data: ProtocolData, tokenizer) -> int:
+    """Optimiser steps: the epochs over English rows and pairs together, whatever the method reads of them."""
+    rows = sum(len(part.target) for part in training_parts(replace_method(exp, "trans-train"), data, tokenizer))
+    return max(1, round(exp.epochs * rows / exp.batch_size))
+
+
+def replace_method(exp: Experiment, method: str) -> Experiment:
+    """The same experiment with another method, the paper's variant of it."""
+    return replace(exp, method=method, without=(), switches=())
+
+
+def provenance() -> dict:
+    """Versions, machine and commit a result was measured with."""
+    packages = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
+    found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--", "xsta_lib"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    cuda = torch.cuda.is_available()
+    return {
+        "commit": commit or "unknown",
+        "clean": not changed,
+        "versions": found,
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def english_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
+    """Weights after ``english_epochs`` on the source language alone, trained once for all methods."""
+    start = replace_method(exp, "zero-shot")
+    folder = RUNS / exp.protocol / f"english_{start.fingerprint}"
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        model, tokenizer = _new_model(start, data)
+        parts = training_parts(start, data, tokenizer)
+        steps = max(1, round(exp.english_epochs * len(parts[0].target) / exp.batch_size))
+        if progress:
+            print(f"English first, for all methods alike: {steps} steps")
+        Trainer(model, parts, _training_config(start, steps), tokenizer.pad_token_id, folder).train(progress)
+        temporary = weights.with_name(".model.part")
+        save_file(model.state_dict(), str(temporary))
+        temporary.replace(weights)
+    return weights
+
+
+def _new_model(exp: Experiment, data: ProtocolData):
+    torch.manual_seed(exp.seed)
+    return XStaForQuestionAnswering.from_backbone(
+        exp.backbone, exp.model_config(), languages=["en", *data.parallel], dropout=exp.dropout
+    )
+
+
+def _training_config(exp: Experiment, steps: int) -> TrainingConfig:
+    return TrainingConfig(
+        steps=steps,
+        batch_size=exp.batch_size,
+        learning_rate=exp.learning_rate,
+        seed=exp.seed,
+        precision=exp.precision,
+        evaluate_every=0 if exp.protocol == "demo" else max(1, -(-steps // 2)),
+        save_every=0 if exp.protocol == "demo" else 100,
+    )
+
+
+def train_experiment(exp: Experiment, data: ProtocolData, progress: bool = True):
+    """Train (or load) an experiment's model.
+
+    Returns:
+        ``(model, tokenizer, result)``; the model's folder is ``runs/<protocol>/<name>_<fingerprint>/model``.
+    """
+    folder = run_folder(exp)
+    if (folder / "model" / "config.json").exists():
+        return (*load_run(exp), TrainingResult(**json.loads((folder / "training.json").read_text("utf-8"))))
+    model, tokenizer = _new_model(exp, data)
+    if exp.english_epochs:
+        missing, unexpected = model.load_state_dict(load_file(str(english_start(exp, data, progress))), strict=False)
+        if unexpected:
+            raise ValueError(f"the English start has weights that the model lacks: {unexpected[:3]}")
+    parts = training_parts(exp, data, tokenizer)
+    config = _training_config(exp, step_count(exp, data, tokenizer))
+
+    def evaluate() -> float:
+        metrics = evaluate_model(model, tokenizer, data.validation, progress=progress).metrics
+        return sum(values["f1"] for values in metrics.values()) / len(metrics)
+
+    trainer = Trainer(model, parts, config, tokenizer.pad_token_id, folder, evaluate, run=exp.fingerprint)
+    if progress:
+        print(f"{exp.method} ({exp.protocol}): {len(trainer.rows)} rows, {config.steps} steps of {config.batch_size}")
+    result = trainer.train(progress)
+    write_text_atomically(folder / "training.json", json.dumps(asdict(result)))
+    card = (
+        f"Method {exp.method}, protocol {exp.protocol}, backbone {exp.backbone}, seed {exp.seed}, {config.steps} steps."
+    )
+    model.save_pretrained(folder / "model", tokenizer=tokenizer, card=card)
+    return model, tokenizer, result
+
+
+def run_folder(exp: Experiment) -> Path:
+    """Where an experiment's log, checkpoints and model lie."""
+    return RUNS / exp.protocol / f"{exp.name}_{exp.fingerprint}"
+
+
+def load_run(exp: Experiment):
+    """``(model, tokenizer)`` of an experiment trained before on this machine.
+
+    Raises:
+        FileNotFoundError: it was not.
+    """
+    from transformers import AutoTokenizer
+
+    folder = run_folder(exp) / "model"
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder}: not trained on this machine yet; run 'make {exp.protocol}' first")
+    return XStaForQuestionAnswering.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+@dataclass
+class Evaluation:
+    """Metrics by language, scores by question, and answers by language of one test set under one reading."""
+
+    metrics: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, Score]]
+    answers: dict[str, dict[str, str]]
+
+
+def evaluate_model(
+    model, tokenizer, test: TestSet, source: str = "gold", reading: str = "calibrated", progress: bool = True
+) -> Evaluation:
+    """Answer a test set and score it; see :func:`evaluate_readings`."""
+    return evaluate_readings(model, tokenizer, test, source, (reading,), progress)[reading]
+
+
+def evaluate_readings(
+    model, tokenizer, test: TestSet, source: str = "gold", readings: Iterable[str] = ("calibrated",), progress=True
+) -> dict[str, Evaluation]:
+    """Answer a test set once and score several readings of the same distributions.
+
+    Args:
+        model, tokenizer: a trained model.
+        test: the questions.
+        source: ``gold`` reads the test set's source language beside each target, ``none`` the target alone.
+        readings: of ``calibrated``, ``target`` and ``teacher``.
+        progress: show a bar.
+    """
+    readings = tuple(readings)
+    predictor = Predictor(model, tokenizer, cache=window_cache(), autocast=has_bf16(model.device))
+    answers = predictor.predict(test.questions, test.source if source == "gold" else None, progress, readings)
+    found = {}
+    for reading in readings:
+        scores, texts = {}, {}
+        for language, questions in test.questions.items():
+            texts[language] = answers[language].texts.get(reading, {})
+            golds = {q.id: [answer.text for answer in q.answers] for q in questions}
+            scores[language] = score_all(texts[language], golds, language, test.rule)
+        metrics = {language: aggregate(values) for language, values in scores.items()}
+        found[reading] = Evaluation(metrics, scores, texts)
+    return found
+
+
+def write_result(exp: Experiment, source: str, evaluations: dict[str, dict[str, Evaluation]], extra: dict) -> Path:
+    """Write one result: ``evaluations`` is test set to reading to :class:`Evaluation`; the first reading is the result."""
+    name = exp.name + ("_target-only" if exp.method == "x-sta" and source == "none" else "")
+    metrics, readings, rows = {}, {}, []
+    for dataset, by_reading in evaluations.items():
+        for reading, evaluation in by_reading.items():
+            readings.setdefault(reading, {})[dataset] = evaluation.metrics
+        main = next(iter(by_reading.values()))
+        metrics[dataset] = main.metrics
+        for language, scores in main.scores.items():
+            rows += [(dataset, language, key, 100 * s.f1, 100 * s.em) for key, s in scores.items()]
+    result = {
+        "protocol": exp.protocol,
+        "method": exp.method,
+        "without": list(exp.without),
+        "backbone": exp.backbone,
+        "seed": exp.seed,
+        "source": source,
+        "metrics": metrics,
+        "readings": readings if len(readings) > 1 else {},
+        "peak_memory_bytes": peak_memory_bytes(),
+        "config": asdict(exp),
+        "fingerprint": exp.fingerprint,
+        "provenance": provenance(),
+        **extra,
+    }
+    path = RESULTS / exp.protocol / f"{name}.json"
+    write_text_atomically(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    frame = pd.DataFrame(rows, columns=["dataset", "language", "id", "f1", "em"])
+    temporary = path.with_name(f".{name}.scores.part")
+    frame.astype({"f1": "float32", "em": "float32"}).to_parquet(temporary, index=False, compression="zstd")
+    temporary.replace(path.with_name(f"{name}.scores.parquet"))
+    return path
+
+
+def run_experiment(exp: Experiment, data: ProtocolData | None = None, progress: bool = True) -> list[Path]:
+    """Train, evaluate with and (for x-sta) without the source, write the results; returns their paths."""
+    data = data or load_protocol(exp.protocol)
+    model, tokenizer, training = train_experiment(exp, data, progress)
+    began = time.perf_counter()
+    with_source = exp.method == "x-sta"
+    written = []
+    for source in ("gold", "none") if with_source else ("none",):
+        evaluations = {}
+        for test in data.tests:
+            if progress:
+                print(f"{exp.method}: {test.name}, source {source}")
+            readings = ("calibrated", "target", "teacher") if source == "gold" and test.source else ("calibrated",)
+            evaluations[test.name] = evaluate_readings(model, tokenizer, test, source, readings, progress)
+        extra = {
+            "seconds": training.seconds,
+            "evaluation_seconds": time.perf_counter() - began,
+            "best_step": training.best_step,
+            "validation_f1": training.best_score,
+            "log": training.log,
+        }
+        written.append(write_result(exp, source, evaluations, extra))
+        began = time.perf_counter()
+    return written
+
+
+def load_or_run(exp: Experiment, progress: bool = True) -> list[dict]:
+    """The results of an experiment: read if its fingerprint is among the committed ones, else measured now."""
+    found = [result for result in load_results(exp.protocol) if result["fingerprint"] == exp.fingerprint]
+    if not found:
+        found = [json.loads(path.read_text("utf-8")) for path in run_experiment(exp, progress=progress)]
+    return found
+
+
+def load_results(protocol: str) -> list[dict]:
+    """All results of a protocol, with the file's name under ``name``."""
+    return [
+        {**json.loads(path.read_text("utf-8")), "name": path.stem}
+        for path in sorted((RESULTS / protocol).glob("*.json"))
+    ]

@@ -1,0 +1,262 @@
+"""Questions to token windows with answer spans, windows to pairs; cached as Arrow through ``datasets``.
+
+A window is ``[CLS] question [SEP] context part [SEP]``. A context that does not fit is cut into overlapping windows.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pooch
+from datasets import Dataset, Features, List, Value, load_from_disk
+from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from transformers import PreTrainedTokenizerBase
+
+from .corpus import Question
+
+# Raise when the meaning of a cached window changes; older caches are then built anew.
+CODE_VERSION = 1
+
+COLUMNS = Features(
+    {
+        "row": Value("int32"),
+        "window": Value("int32"),
+        "windows": Value("int32"),
+        "input_ids": List(Value("int32")),
+        "context_start": Value("int32"),
+        "char_starts": List(Value("int32")),
+        "char_ends": List(Value("int32")),
+        "start": Value("int32"),
+        "end": Value("int32"),
+        "holds_answer": Value("bool"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """Lengths in tokens; the defaults are the paper's release.
+
+    Attributes:
+        max_length: a whole window, special tokens included.
+        stride: how many context tokens two neighbouring windows share.
+        max_question_length: a longer question is cut.
+    """
+
+    max_length: int = 384
+    stride: int = 128
+    max_question_length: int = 64
+
+    def __post_init__(self):
+        room = self.max_length - self.max_question_length - 4  # four special tokens at most
+        if self.max_question_length < 1 or self.stride < 0 or room <= self.stride:
+            raise ValueError(
+                f"max_length {self.max_length} leaves {room} context tokens beside a question of "
+                f"{self.max_question_length}; that must be more than stride {self.stride}"
+            )
+
+
+class Ragged:
+    """Rows of different lengths over one flat array, without copying Arrow's memory."""
+
+    def __init__(self, column):
+        column = column.combine_chunks()
+        self.values = column.values.to_numpy(zero_copy_only=False)
+        self.offsets = column.offsets.to_numpy(zero_copy_only=False)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Length of every row."""
+        return np.diff(self.offsets)
+
+
+class Windows:
+    """All windows of one language's questions, in the questions' order.
+
+    Attributes (arrays over windows): ``row`` the question's index in ``questions``; ``window`` and ``windows`` which of
+    how many; ``length`` in tokens; ``start``, ``end`` gold token positions, 0 ([CLS]) where the window lacks the answer;
+    ``holds_answer``; ``context_start`` the first context token; ``input_ids``, ``char_starts``, ``char_ends`` ragged,
+    the last two the characters of each context token.
+    """
+
+    def __init__(self, data: Dataset, questions: Sequence[Question]):
+        self.questions = questions
+        table = data.data.table
+        for name in ("row", "window", "windows", "context_start", "start", "end", "holds_answer"):
+            setattr(self, name, table[name].to_numpy())
+        self.input_ids, self.char_starts, self.char_ends = (
+            Ragged(table[name]) for name in ("input_ids", "char_starts", "char_ends")
+        )
+        self.length = self.input_ids.lengths
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def text(self, index: int, start: int, end: int) -> str:
+        """The context's text between two token positions of a window, both included."""
+        first = self.context_start[index]
+        chars = self.char_starts[index][start - first], self.char_ends[index][end - first]
+        return self.questions[self.row[index]].context[chars[0] : chars[1]].strip()
+
+
+def window_cache() -> Path:
+    """Where token windows are cached: ``windows`` in the folder ``XSTA_CACHE``, by default the user's cache folder."""
+    return Path(os.environ.get("XSTA_CACHE") or pooch.os_cache("xsta")) / "windows"
+
+
+def cut_question(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+    """The text of a question's first ``limit`` tokens."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text if len(offsets) <= limit else text[: offsets[limit - 1][1]]
+
+
+def answer_tokens(question: Question, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:
+    """The context tokens that cover the first gold answer, counted from the first context token; ``None`` if cut off.
+
+    Args:
+        question: with its answers; the first one labels the window, as usual for training.
+        starts, ends: characters of the window's context tokens.
+    """
+    if not question.answers or not len(starts):
+        return None
+    answer = question.answers[0]
+    if answer.start < starts[0] or answer.end > ends[-1]:
+        return None
+    first = int(np.searchsorted(ends, answer.start, side="right"))
+    last = int(np.searchsorted(starts, answer.end, side="left")) - 1
+    return (first, last) if first <= last else None
+
+
+def _windows_of(rows: Sequence[int], questions: Sequence[Question], tokenizer, spec: WindowSpec) -> dict[str, list]:
+    """The columns of a few questions' windows."""
+    texts = [cut_question(questions[row].question, tokenizer, spec.max_question_length) for row in rows]
+    encoded = tokenizer(
+        texts,
+        [questions[row].context for row in rows],
+        truncation="only_second",
+        max_length=spec.max_length,
+        stride=spec.stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    samples = encoded["overflow_to_sample_mapping"]
+    for index, sample in enumerate(samples):
+        sequence = encoded.encodings[index].sequence_ids
+        first = sequence.index(1) if 1 in sequence else len(sequence)
+        last = len(sequence) - sequence[::-1].index(1) if 1 in sequence else first
+        chars = np.array(encoded["offset_mapping"][index][first:last], dtype=np.int32).reshape(-1, 2)
+        span = answer_tokens(questions[rows[sample]], chars[:, 0], chars[:, 1])
+        same = index and samples[index - 1] == sample
+        columns["row"].append(rows[sample])
+        columns["window"].append(columns["window"][-1] + 1 if same else 0)
+        columns["windows"].append(samples.count(sample))
+        columns["input_ids"].append(encoded["input_ids"][index])
+        columns["context_start"].append(first)
+        columns["char_starts"].append(chars[:, 0])
+        columns["char_ends"].append(chars[:, 1])
+        columns["start"].append(first + span[0] if span else 0)
+        columns["end"].append(first + span[1] if span else 0)
+        columns["holds_answer"].append(span is not None)
+    return columns
+
+
+def fingerprint(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, spec: WindowSpec) -> str:
+    """A key of everything that shapes the windows: texts, spans, tokenizer, lengths, stride, code."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([CODE_VERSION, asdict(spec), _tokenizer_key(tokenizer)]).encode())
+    for q in questions:
+        digest.update(
+            "\x1f".join([q.id, q.question, q.context, *(f"{a.start}:{a.text}" for a in q.answers), "\n"]).encode()
+        )
+    return digest.hexdigest()
+
+
+def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the whole tokenizer, kept on it: serialising 250,000 pieces takes a second."""
+    key = getattr(tokenizer, "_xsta_key", None)
+    if key is None:
+        key = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
+        tokenizer._xsta_key = key
+    return key
+
+
+def build_windows(
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: WindowSpec | None = None,
+    cache: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> Windows:
+    """Windows of all questions, from the cache where they were built before.
+
+    Args:
+        questions: of one language; a question may have no answers (test data).
+        tokenizer: a fast tokenizer.
+        spec: lengths; the release's by default.
+        cache: a folder; ``None`` builds in memory.
+        progress: show a bar.
+    """
+    spec = spec or WindowSpec()
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    folder = Path(cache) / fingerprint(questions, tokenizer, spec) if cache else None
+    if folder and folder.is_dir():
+        return Windows(load_from_disk(str(folder)), questions)
+    shown = is_progress_bar_enabled()
+    (enable_progress_bar if progress else disable_progress_bar)()
+    try:
+        data = Dataset.from_dict({"row": range(len(questions))}).map(
+            lambda batch: _windows_of(batch["row"], questions, tokenizer, spec),
+            batched=True,
+            batch_size=200,
+            features=COLUMNS,
+            desc="windows",
+            new_fingerprint=hashlib.blake2b(os.urandom(16), digest_size=8).hexdigest(),
+        )
+        if folder:
+            temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+            data.save_to_disk(str(temporary))
+            try:
+                os.replace(temporary, folder)
+            except OSError:  # another process was faster
+                shutil.rmtree(temporary)
+            data = load_from_disk(str(folder))
+    finally:
+        (enable_progress_bar if shown else disable_progress_bar)()
+    return Windows(data, questions)
+
+
+def pair_windows(target: Windows, source: Windows, by_answer: bool) -> np.ndarray:
+    """For every target window the index of its source window, or -1 where the question has no source.
+
+    In training (``by_answer``) windows that hold the answer are paired with each other. Everywhere else a target window
+    is paired with the source window at the same relative place; the release takes the question's last one.
+    """
+    rows = {question.id: row for row, question in enumerate(source.questions)}
+    first = np.full(len(source.questions), -1)
+    holding = np.full(len(source.questions), -1)
+    count = np.zeros(len(source.questions), dtype=int)
+    for index in range(len(source) - 1, -1, -1):
+        row = source.row[index]
+        first[row], count[row] = index, source.windows[index]
+        if source.holds_answer[index]:
+            holding[row] = index
+    paired = np.full(len(target), -1)
+    for index in range(len(target)):
+        row = rows.get(target.questions[target.row[index]].id)
+        if row is None or first[row] < 0:
+            continue
+        if by_answer and target.holds_answer[index] and holding[row] >= 0:
+            paired[index] = holding[row]
+        else:
+            place = (target.window[index] + 0.5) / target.windows[index]
+            paired[index] = first[row] + int(place * count[row])
+    return paired

@@ -1,0 +1,354 @@
+"""X-STA put together (section 3.5): an encoder that shares, a teacher that calibrates, losses that align.
+
+Axes: B batch, N_S and N_T source and target tokens, H hidden size, A heads. A pass over the source comes first and does
+not depend on the target, so one source pass can serve several targets.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForQuestionAnswering, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .aligning import mean_pool, sentence_alignment, token_alignment, token_alignment_release
+from .backbones import load_backbone
+from .configuration import XStaConfig
+from .sharing import SharingContext, find_self_attention, install_sharing
+from .teaching import AttentiveTeacher, RepresentationNorm, calibrate, masked_softmax, teacher_loss
+
+
+@dataclass
+class Encoded:
+    """One language's pass: all that a target needs of its source.
+
+    Attributes:
+        mask: (B, N) 1 on real tokens.
+        states: (B, N, H) last hidden states ``h^L``.
+        normalised: (B, N, H) ``h~``; ``h^L`` itself without Rep-Norm.
+        layer_input: (B, N, H) states at the input of the sharing layer.
+        logits: (B, N, 2) start and end logits, float32.
+        cross_attention: (B, A, N, N_S) of a target pass, if kept.
+    """
+
+    mask: Tensor
+    states: Tensor
+    normalised: Tensor
+    layer_input: Tensor | None
+    logits: Tensor
+    cross_attention: Tensor | None = None
+
+    def map(self, change) -> "Encoded":
+        """The same with ``change`` applied to every tensor (moving, slicing rows)."""
+        values = {name: value if value is None else change(value) for name, value in vars(self).items()}
+        return Encoded(**values)
+
+
+@dataclass
+class XStaOutput(ModelOutput):
+    """What a forward pass returns; distributions are (B, N_T, 2) over the target's real tokens.
+
+    Attributes:
+        loss: the objective of section 3.5, if gold positions were given.
+        start_logits, end_logits: (B, N_T) of the target's own span head.
+        target: ``p_T``. teacher: ``p_{T|S}``. calibrated: ``p~_T``, what answers are read from.
+        losses: the terms, detached: ``source``, ``target``, ``teacher``, ``sentence``, ``token``.
+        teacher_mass: (B, 2) column sums of the teacher before renormalising.
+        cross_attention: (B, A, N_T, N_S) of the sharing layer. teacher_attention: (B, N_T, N_S). Both on request.
+    """
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    target: Tensor | None = None
+    teacher: Tensor | None = None
+    calibrated: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    teacher_mass: Tensor | None = None
+    cross_attention: Tensor | None = None
+    teacher_attention: Tensor | None = None
+
+
+def span_loss(logits: Tensor, mask: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """L_MRC of one language: cross-entropy over real tokens, start and end averaged, mean over rows (section 3.1)."""
+    logits = logits.masked_fill(~mask[..., None].bool(), torch.finfo(logits.dtype).min)
+    return (F.cross_entropy(logits[..., 0], starts) + F.cross_entropy(logits[..., 1], ends)) / 2
+
+
+class XStaForQuestionAnswering(PreTrainedModel):
+    """Extractive reader with Sharing, Teaching and Aligning; with all parts off, a plain one.
+
+    Made from a pretrained encoder by :meth:`from_backbone`, saved and loaded the Hugging Face way.
+
+    Raises:
+        ValueError: the encoder cannot take the sharing layer.
+    """
+
+    config_class = XStaConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: XStaConfig, encoder: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.encoder = encoder if encoder is not None else _empty_encoder(config.encoder)
+        hidden, heads = config.encoder.hidden_size, config.encoder.num_attention_heads
+        std = getattr(config.encoder, "initializer_range", 0.02)
+        self.qa_outputs = nn.Linear(hidden, 2)
+        nn.init.normal_(self.qa_outputs.weight, std=std)
+        nn.init.zeros_(self.qa_outputs.bias)
+        if config.reads_pairs:
+            install_sharing(
+                self.encoder,
+                config.sharing_layer,
+                config.sharing,
+                config.lambda_0,
+                config.sharing_weighting,
+                config.sharing_dropout,
+            )
+        self.normalisation = self.teacher = self.sentence_projection = None
+        if config.normalisation != "none":
+            shared = config.normalisation == "shared"
+            self.normalisation = RepresentationNorm(hidden, config.languages, shared, config.normalisation_statistics)
+        if config.teacher != "none":
+            self.teacher = AttentiveTeacher(hidden, heads, config.teacher, config.teacher_gradient, std)
+        if config.sentence_projection:
+            self.sentence_projection = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh())
+            nn.init.normal_(self.sentence_projection[0].weight, std=std)
+            nn.init.zeros_(self.sentence_projection[0].bias)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """New parameters are set where they are made; an encoder brings its own."""
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name: str,
+        config: XStaConfig | None = None,
+        languages: list[str] | None = None,
+        dropout: float | None = None,
+    ):
+        """A model on a pretrained encoder, and its tokenizer.
+
+        Args:
+            name: see :func:`xsta_lib.backbones.load_backbone`.
+            config: an ``XStaConfig`` whose encoder is still to be filled in; the paper's by default.
+            languages: languages that will be trained on (for the normalisation statistics).
+            dropout: one dropout for the whole encoder and the correction; ``None`` leaves theirs.
+
+        Returns:
+            ``(model, tokenizer)``
+        """
+        encoder, tokenizer = load_backbone(name)
+        values = (config or XStaConfig()).to_diff_dict()
+        values = {key: value for key, value in values.items() if key in XStaConfig.__annotations__}
+        if dropout is not None:
+            values["sharing_dropout"] = dropout
+            set_dropout(encoder, dropout)
+        values["languages"] = languages or values.get("languages")
+        attention = encoder.config._attn_implementation
+        model = cls(XStaConfig(**{**values, "encoder": encoder.config}), encoder)
+        encoder.set_attn_implementation(attention)  # a composite configuration forgets its part's choice
+        return model, tokenizer
+
+    @property
+    def sharing_layer(self) -> nn.Module | None:
+        """The self-attention module that shares, with its ``mixing()`` (lambda); ``None`` in a plain reader."""
+        if not self.config.reads_pairs:
+            return None
+        return find_self_attention(self.encoder, self.config.sharing_layer)
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        language: str,
+        source: Encoded | None = None,
+        keep_attention: bool = False,
+    ) -> Encoded:
+        """One pass of one language; with ``source`` its sharing layer reads the source's states.
+
+        Args:
+            input_ids, attention_mask: (B, N).
+            language: whose normalisation statistics to use.
+            source: the source's own pass, over the same questions row by row; lengths may differ.
+            keep_attention: keep the cross-attention probabilities.
+        """
+        context = SharingContext(attention_mask, keep_attention=keep_attention)
+        if source is not None:
+            context.source_input, context.source_mask = source.layer_input, source.mask
+        extra = {"sharing": context} if self.config.reads_pairs else {}
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
+        normalised = states if self.normalisation is None else self.normalisation(states, attention_mask, language)
+        read = normalised if self.config.span_states == "normalised" else states
+        logits = self.qa_outputs(read)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return Encoded(attention_mask, states, normalised, context.layer_input, logits, context.cross_attention)
+
+    def teach(self, target: Encoded, source: Encoded) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The teacher's distribution, its logits, its column sums and its attention (section 3.3)."""
+        attention = self.teacher.attention(target.normalised, source.normalised, source.mask)
+        return (*self.teacher(attention, source.logits, source.mask, target.mask), attention)
+
+    def sentence_vectors(self, encoded: Encoded) -> Tensor:
+        """(B, H) sentence representations for the alignment (section 3.4)."""
+        states = encoded.normalised if self.config.sentence_states == "normalised" else encoded.states
+        vectors = mean_pool(states, encoded.mask)
+        return vectors if self.sentence_projection is None else self.sentence_projection(vectors)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        language: str | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        holds_answer: Tensor | None = None,
+        source: Mapping | Encoded | None = None,
+        question_ids: Tensor | None = None,
+        explain: bool = False,
+    ) -> XStaOutput:
+        """Read the target (B, N_T), with its source where there is one.
+
+        Args:
+            language: the target's language; the source language by default.
+            start_positions, end_positions: (B,) gold token positions ([CLS] where a window lacks the answer).
+            holds_answer: (B,) whether the target window holds the answer; all do by default.
+            source: ``None`` (S = T: one pass, span loss only), the source's own arguments (``input_ids``,
+                ``attention_mask``, ``start_positions``, ``end_positions``, ``holds_answer``), or an :class:`Encoded`.
+            question_ids: (B,) numbers that are equal for rows of one question.
+            explain: return the attentions too.
+        """
+        inputs = source if isinstance(source, Mapping) else None
+        if inputs is not None:
+            source = self.encode(inputs["input_ids"], inputs["attention_mask"], self.config.source_language)
+        elif source is not None and start_positions is not None:
+            raise ValueError("training needs the source's inputs, not its encoded states")
+        keep = explain or (self.training and self.config.eta > 0 and self.config.token_alignment == "cross-attention")
+        target = self.encode(input_ids, attention_mask, language or self.config.source_language, source, keep)
+        output = self._distributions(target, source, explain)
+        if start_positions is not None:
+            gold = (start_positions, end_positions)
+            terms = {"target": span_loss(target.logits, target.mask, *gold)}
+            if inputs is not None:
+                counted = torch.ones_like(gold[0]) if holds_answer is None else holds_answer
+                terms |= self._pair_terms(output, target, source, inputs, gold, counted, question_ids)
+            output.loss = self.objective(terms)
+            output.losses = {name: value.detach() for name, value in terms.items()}
+        return output
+
+    def _distributions(self, target: Encoded, source: Encoded | None, explain: bool) -> XStaOutput:
+        """p_T, and with a source p_{T|S} and the calibrated p~_T."""
+        p_target = masked_softmax(target.logits, target.mask)
+        output = XStaOutput(
+            start_logits=target.logits[..., 0], end_logits=target.logits[..., 1], target=p_target, calibrated=p_target
+        )
+        if source is not None and self.teacher is not None:
+            output.teacher, logits, output.teacher_mass, attention = self.teach(target, source)
+            if self.config.calibration == "probabilities":
+                output.calibrated = calibrate(output.teacher, p_target)
+            elif self.config.calibration == "logits":
+                output.calibrated = masked_softmax(logits + target.logits, target.mask)
+            if explain:
+                output.teacher_attention = attention
+        if explain:
+            output.cross_attention = target.cross_attention
+        return output
+
+    def _pair_terms(
+        self,
+        output: XStaOutput,
+        target: Encoded,
+        source: Encoded,
+        inputs: Mapping,
+        gold: tuple[Tensor, Tensor],
+        counted: Tensor,
+        question_ids: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The terms that only a pair has: source span loss, teacher, sentence and token alignment."""
+        config = self.config
+        terms = {"source": span_loss(source.logits, source.mask, inputs["start_positions"], inputs["end_positions"])}
+        if output.teacher is not None:
+            both = counted.bool() & inputs.get("holds_answer", torch.ones_like(counted)).bool()
+            terms["teacher"] = teacher_loss(output.teacher, *gold, both)
+        if config.zeta > 0:
+            rows = torch.arange(len(target.mask), device=target.mask.device)
+            ids = rows if question_ids is None else question_ids
+            vectors = self.sentence_vectors(source), self.sentence_vectors(target)
+            terms["sentence"] = sentence_alignment(*vectors, ids, config.temperature)
+        if config.eta > 0 and config.token_alignment == "cross-attention":
+            terms["token"] = token_alignment_release(target.cross_attention)
+        elif config.eta > 0:
+            layer_inputs = target.layer_input, source.layer_input
+            terms["token"] = token_alignment(*layer_inputs, target.mask, source.mask)
+        return terms
+
+    def objective(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """``L = alpha L^S + (1 - alpha) L^T + gamma L_tg + zeta L_align_S + eta L_align_T`` (section 3.5).
+
+        Without a source term (S = T) the one span loss has weight 1.
+        """
+        config = self.config
+        if "source" not in terms:
+            return terms["target"]
+        loss = config.alpha * terms["source"] + (1 - config.alpha) * terms["target"]
+        weights = {"teacher": config.gamma, "sentence": config.zeta, "token": config.eta}
+        for name, weight in weights.items():
+            if name in terms:
+                loss = loss + weight * terms[name]
+        return loss
+
+    def save_pretrained(self, save_directory, tokenizer=None, card: str = "", **kwargs) -> None:
+        """Save weights and configuration, the tokenizer if given, and a model card (``README.md``)."""
+        super().save_pretrained(save_directory, **kwargs)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(save_directory)
+        text = MODEL_CARD.format(config=self.config.to_json_string(), details=card or "No details were given.")
+        Path(save_directory, "README.md").write_text(text, "utf-8")
+
+
+MODEL_CARD = """---
+library_name: transformers
+pipeline_tag: question-answering
+tags: [x-sta, cross-lingual, extractive-question-answering]
+---
+# X-STA reader
+
+An extractive reader after *Sharing, Teaching and Aligning* (Cao et al., 2023), made with xsta. Load it with
+`xsta_lib.XStaForQuestionAnswering.from_pretrained(folder)`.
+
+{details}
+
+## Configuration
+
+```json
+{config}
+```
+"""
+
+
+def _empty_encoder(config) -> PreTrainedModel:
+    """An encoder of the given configuration without a pooling layer, where its class has one."""
+    try:
+        return AutoModel.from_config(config, add_pooling_layer=False)
+    except TypeError:
+        return AutoModel.from_config(config)
+
+
+def set_dropout(encoder: PreTrainedModel, rate: float) -> None:
+    """Set every dropout of an encoder, in its modules and in its configuration."""
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if hasattr(encoder.config, name):
+            setattr(encoder.config, name, rate)
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+
+
+AutoConfig.register("xsta", XStaConfig)
+AutoModelForQuestionAnswering.register(XStaConfig, XStaForQuestionAnswering)

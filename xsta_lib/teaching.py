@@ -1,0 +1,190 @@
+"""Attentive Teacher-Guided Calibration (ATGC, section 3.3): normalise, transfer the source's answer, calibrate.
+
+Axes: B batch, N_S and N_T source and target tokens, H hidden size, A attention heads. The last axis of a distribution
+holds the start and the end.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from .sharing import attention_probabilities, split_heads
+
+logger = logging.getLogger(__name__)
+
+TEACHER_FORMS = ("renormalised", "raw", "logits")
+NORMALISATIONS = ("per-language", "shared", "none")
+STATISTICS = ("tokens", "sequences")
+TINY = 1e-12  # keeps log and division finite where a distribution is 0
+
+
+def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the real tokens, in at least float32: (B, N, 2), 0 on padding."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.masked_fill(~mask[..., None].bool(), torch.finfo(logits.dtype).min).softmax(dim=1)
+
+
+class RepresentationNorm(nn.Module):
+    """Rep-Norm (section 3.3): ``h~ = (h^L - mu) / sqrt(var + 1e-8)``, one mean and variance a language.
+
+    Training uses the batch's statistics over all real tokens (biased variance, gradients through both) and updates the
+    language's running averages (start 0 and 1, momentum 0.1); inference uses those. The paper calls the statistics
+    "linguistically independent", read here as one set a language, as in the release; ``shared`` keeps one set instead.
+
+    Args:
+        hidden_size: H.
+        languages: the languages that have statistics, the source language first.
+        shared: keep one set for all languages.
+        statistics: ``"tokens"`` averages over the batch's tokens; ``"sequences"`` (the release) over the means of its
+            sequences.
+    """
+
+    eps = 1e-8
+    momentum = 0.1
+
+    def __init__(self, hidden_size: int, languages: list[str], shared: bool = False, statistics: str = "tokens"):
+        super().__init__()
+        self.languages, self.shared, self.statistics = list(languages), shared, statistics
+        rows = 1 if shared else len(self.languages)
+        self.register_buffer("running_mean", torch.zeros(rows, hidden_size))
+        self.register_buffer("running_var", torch.ones(rows, hidden_size))
+        self.register_buffer("updates", torch.zeros(rows, dtype=torch.long))
+        self._warned: set[str] = set()
+
+    def batch_statistics(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance, (H,) each, of (B, N, H) states over real tokens."""
+        weights = mask[..., None].to(states.dtype)
+        if self.statistics == "sequences":
+            weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
+        total = weights.sum().clamp_min(TINY)
+        mean = (states * weights).sum((0, 1)) / total
+        return mean, ((states - mean).square() * weights).sum((0, 1)) / total
+
+    def stored_statistics(self, language: str) -> tuple[Tensor, Tensor]:
+        """Running mean and variance of a language; of an unknown one, the average of the trained target languages."""
+        if self.shared:
+            return self.running_mean[0], self.running_var[0]
+        row = self.languages.index(language) if language in self.languages else None
+        if row is not None and self.updates[row] > 0:
+            return self.running_mean[row], self.running_var[row]
+        trained = self.updates > 0
+        targets = trained.clone()
+        targets[0] = False  # the source language stands in only when no target was trained on
+        chosen = targets if targets.any() else trained
+        if not chosen.any():
+            return self.running_mean.new_zeros(self.running_mean.shape[1]), self.running_var.new_ones(
+                self.running_var.shape[1]
+            )
+        if language not in self._warned:
+            self._warned.add(language)
+            names = [name for name, used in zip(self.languages, chosen.tolist(), strict=True) if used]
+            logger.warning("no statistics for %r: using the average of %s", language, ", ".join(names))
+        return self.running_mean[chosen].mean(0), self.running_var[chosen].mean(0)
+
+    @torch.no_grad()
+    def update(self, language: str, mean: Tensor, variance: Tensor) -> None:
+        """Move the language's running averages towards the batch's statistics."""
+        if not self.shared and language not in self.languages:
+            raise ValueError(f"language {language!r} has no statistics; the model was made for {self.languages}")
+        row = 0 if self.shared else self.languages.index(language)
+        self.running_mean[row].lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var[row].lerp_(variance.to(self.running_var.dtype), self.momentum)
+        self.updates[row] += 1
+
+    def forward(self, states: Tensor, mask: Tensor, language: str) -> Tensor:
+        """(B, N, H) states of one language, normalised, in at least float32.
+
+        Raises:
+            ValueError: training on a language that was not announced.
+        """
+        states = states.to(torch.promote_types(states.dtype, torch.float32))
+        if self.training:
+            mean, variance = self.batch_statistics(states, mask)
+            self.update(language, mean, variance)
+        else:
+            mean, variance = (value.to(states.dtype) for value in self.stored_statistics(language))
+        return (states - mean) / (variance + self.eps).sqrt()
+
+
+class AttentiveTeacher(nn.Module):
+    """The attentive teacher ``p_{T|S} = MHA(h~_T, h~_S, sg(p_S))`` (section 3.3).
+
+    Own query and key projections, A heads, no value or output projection and no dropout; the heads are averaged.
+
+    Args:
+        hidden_size: H.
+        heads: A.
+        form: ``"renormalised"`` divides by the sum over the target's real tokens, which makes the transferred values
+            the distribution the paper calls them; ``"raw"`` leaves them; ``"logits"`` (the release) transfers the
+            source's logits and takes a softmax over the target's positions.
+        gradient: let gradients flow into query and key inputs (the release's XLM-R copy stops them).
+        std: standard deviation of the initial weights.
+    """
+
+    def __init__(self, hidden_size: int, heads: int, form: str = "renormalised", gradient: bool = True, std=0.02):
+        super().__init__()
+        self.heads, self.form, self.gradient = heads, form, gradient
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        for linear in (self.query, self.key):
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def attention(self, target: Tensor, source: Tensor, source_mask: Tensor) -> Tensor:
+        """Head-averaged attention of target (B, N_T, H) to source (B, N_S, H) tokens: (B, N_T, N_S), float32."""
+        if not self.gradient:
+            target, source = target.detach(), source.detach()
+        query, key = split_heads(self.query(target), self.heads), split_heads(self.key(source), self.heads)
+        return attention_probabilities(query, key, source_mask).mean(1)
+
+    def forward(
+        self, attention: Tensor, source_logits: Tensor, source_mask: Tensor, target_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Transfer the source's answer through the attention.
+
+        Args:
+            attention: (B, N_T, N_S) from :meth:`attention`.
+            source_logits: (B, N_S, 2); no gradient flows into them.
+            source_mask: (B, N_S).
+            target_mask: (B, N_T).
+
+        Returns:
+            ``p_{T|S}`` (B, N_T, 2); its logits (B, N_T, 2) (transferred ones, or the logarithm of ``p_{T|S}``); and
+            the column sums (B, 2) before renormalising, 1 for a teacher that already is a distribution.
+        """
+        real = target_mask[..., None].to(attention.dtype)
+        if self.form == "logits":
+            values = source_logits.detach().to(attention.dtype) * source_mask[..., None].to(attention.dtype)
+            logits = attention @ values
+            p = masked_softmax(logits, target_mask)
+            return p, logits, p.sum(1)
+        with torch.autocast(attention.device.type, enabled=False):
+            moved = attention @ masked_softmax(source_logits.detach(), source_mask).to(attention.dtype) * real
+        sums = moved.sum(1)
+        p = moved / sums[:, None].clamp_min(TINY) if self.form == "renormalised" else moved
+        return p, p.clamp_min(TINY).log(), sums
+
+
+def gold_log_likelihood(p: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """Mean of log p at the gold start and end, (B,): the negated row losses of L_tg."""
+    rows = torch.arange(len(p), device=p.device)
+    chosen = torch.stack([p[rows, starts, 0], p[rows, ends, 1]], dim=-1)
+    return chosen.clamp_min(TINY).log().mean(-1)
+
+
+def teacher_loss(p: Tensor, starts: Tensor, ends: Tensor, counted: Tensor) -> Tensor:
+    """L_tg (section 3.3): cross-entropy of the teacher at the target's gold start and end, averaged over both.
+
+    Args:
+        p: (B, N_T, 2) the teacher's distribution.
+        starts, ends: (B,) gold token positions in the target.
+        counted: (B,) true where both windows hold the answer; the mean runs over these rows, 0 if there are none.
+    """
+    counted = counted.to(p.dtype)
+    return -(gold_log_likelihood(p, starts, ends) * counted).sum() / counted.sum().clamp_min(1)
+
+
+def calibrate(teacher: Tensor, target: Tensor) -> Tensor:
+    """``p~_T = (p_{T|S} + p_T) / 2`` (section 3.3), distributions of shape (B, N_T, 2)."""
+    return (teacher + target) / 2
