@@ -156,10 +156,8 @@ def gdks(
     cross, cross_probabilities = multi_head_attention(h_t, source, source, m_s, weights, heads)
     own, _ = multi_head_attention(h_t, h_t, h_t, m_t, weights, heads)
     lam = w * lambda_0 + b
-    if release_weighting:
-        mix = lam * cross + (1.0 - lam) * own
-    else:
-        mix = (1.0 - lam) * cross + lam * own
+    share = lam if release_weighting else 1.0 - lam
+    mix = share * cross + (1.0 - share) * own
     return mix, lam, cross_probabilities
 
 
@@ -314,7 +312,7 @@ def info_nce(r_s: Array, r_t: Array, question_ids: Array, temperature: float = 0
     losses = []
     for anchor in range(len(r_s)):
 
-        def similarity(other: int) -> float:
+        def similarity(other: int, anchor: int = anchor) -> float:
             product = float(r_s[anchor] @ r_t[other])
             return product / (math.sqrt(r_s[anchor] @ r_s[anchor]) * math.sqrt(r_t[other] @ r_t[other])) / temperature
 

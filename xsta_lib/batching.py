@@ -89,7 +89,7 @@ def endless_batches(
 
 
 def pad(sequences: Sequence[np.ndarray], pad_id: int, multiple: int = 32, longest: int = 512) -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask`` (B, N); N is rounded up to a multiple, but not above the encoder's longest."""
+    """``input_ids`` and ``attention_mask`` (B, N); N is rounded up to a multiple, not above the encoder's longest."""
     top = max(len(sequence) for sequence in sequences)
     length = max(top, min(longest, -(-top // multiple) * multiple))
     ids = np.full((len(sequences), length), pad_id, dtype=np.int64)

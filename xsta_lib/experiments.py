@@ -285,7 +285,7 @@ def evaluate_readings(
 
 
 def write_result(exp: Experiment, source: str, evaluations: dict[str, dict[str, Evaluation]], extra: dict) -> Path:
-    """Write one result: ``evaluations`` is test set to reading to :class:`Evaluation`; the first reading is the result."""
+    """Write one result; ``evaluations`` is test set to reading to :class:`Evaluation`, the first reading counts."""
     name = exp.name + ("_target-only" if exp.method == "x-sta" and source == "none" else "")
     metrics, readings, rows = {}, {}, []
     for dataset, by_reading in evaluations.items():
@@ -307,7 +307,6 @@ def write_result(exp: Experiment, source: str, evaluations: dict[str, dict[str, 
         "peak_memory_bytes": peak_memory_bytes(),
         "config": asdict(exp),
         "fingerprint": exp.fingerprint,
-        "provenance": provenance(),
         **extra,
     }
     path = RESULTS / exp.protocol / f"{name}.json"
@@ -321,6 +320,7 @@ def write_result(exp: Experiment, source: str, evaluations: dict[str, dict[str, 
 
 def run_experiment(exp: Experiment, data: ProtocolData | None = None, progress: bool = True) -> list[Path]:
     """Train, evaluate with and (for x-sta) without the source, write the results; returns their paths."""
+    origin = provenance()  # of the code as it was loaded
     data = data or load_protocol(exp.protocol)
     model, tokenizer, training = train_experiment(exp, data, progress)
     began = time.perf_counter()
@@ -339,6 +339,7 @@ def run_experiment(exp: Experiment, data: ProtocolData | None = None, progress: 
             "best_step": training.best_step,
             "validation_f1": training.best_score,
             "log": training.log,
+            "provenance": origin,
         }
         written.append(write_result(exp, source, evaluations, extra))
         began = time.perf_counter()

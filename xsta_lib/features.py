@@ -82,8 +82,8 @@ class Windows:
     """All windows of one language's questions, in the questions' order.
 
     Attributes (arrays over windows): ``row`` the question's index in ``questions``; ``window`` and ``windows`` which of
-    how many; ``length`` in tokens; ``start``, ``end`` gold token positions, 0 ([CLS]) where the window lacks the answer;
-    ``holds_answer``; ``context_start`` the first context token; ``input_ids``, ``char_starts``, ``char_ends`` ragged,
+    how many; ``length`` in tokens; ``start``, ``end`` gold token positions, 0 ([CLS]) where the window lacks the
+    answer; ``holds_answer``; ``context_start`` the first context token; ``input_ids``, ``char_starts``, ``char_ends`` ragged,
     the last two the characters of each context token.
     """
 

@@ -1,4 +1,4 @@
-"""Gradient-Disentangled Knowledge Sharing (GDKS, section 3.2): one encoder layer reads the source without disturbing it.
+"""Gradient-Disentangled Knowledge Sharing (GDKS, section 3.2): one layer reads the source without disturbing it.
 
 Axes: B batch, N_S and N_T source and target tokens, H hidden size, A attention heads.
 

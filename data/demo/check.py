@@ -28,7 +28,8 @@ LENGTH_RATIO = {
     "zh": (0.18, 0.5),
 }
 QUESTION_MARK = {"ar": "؟", "zh": "？"}
-FUNCTION_WORDS = frozenset(["the", "of", "and", "to", "in", "is", "was", "were", "with", "that", "which", "for", "from", "by", "on", "at", "are", "this", "they"])
+FUNCTION_WORDS = {"the", "of", "and", "to", "in", "is", "was", "were", "with", "that", "which", "for", "from", "by"}
+FUNCTION_WORDS |= {"on", "at", "are", "this", "they"}
 # English function words that are also words of the other language.
 HOMOGRAPHS = {"de": {"in", "was", "at", "by"}, "es": {"by", "on"}, "vi": {"to", "in", "by", "at", "on"}}
 
