@@ -83,8 +83,8 @@ class Windows:
 
     Attributes (arrays over windows): ``row`` the question's index in ``questions``; ``window`` and ``windows`` which of
     how many; ``length`` in tokens; ``start``, ``end`` gold token positions, 0 ([CLS]) where the window lacks the
-    answer; ``holds_answer``; ``context_start`` the first context token; ``input_ids``, ``char_starts``, ``char_ends`` ragged,
-    the last two the characters of each context token.
+    answer; ``holds_answer``; ``context_start`` the first context token; ``input_ids``, ``char_starts`` and
+    ``char_ends`` ragged, the last two the characters of each context token.
     """
 
     def __init__(self, data: Dataset, questions: Sequence[Question]):
