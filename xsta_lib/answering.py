@@ -194,7 +194,7 @@ class Predictor:
             p = getattr(output, reading)
             start, end, score = best_spans(output.target if p is None else p, allowed, self.decoding)
             for index, first, last, value in zip(batch, start.tolist(), end.tolist(), score.tolist(), strict=True):
-                key = windows.questions[windows.row[index]].id
+                key = windows.id_of(index)
                 text = windows.text(index, first, last) if value >= 0 else ""
                 answers.offer(reading, key, text, value)
 

@@ -32,6 +32,23 @@ def _train(args: argparse.Namespace) -> None:
         print(path)
 
 
+def _demo(args: argparse.Namespace) -> None:
+    from .experiments import METHODS, RESULTS, RUNS, experiment, load_results, run_experiment
+    from .figures import metrics_frame, results_table, write_figures
+    from .protocols import load_protocol
+    from .training import peak_memory_bytes
+
+    results = RESULTS if args.keep else RUNS / "results"
+    data = load_protocol("demo")
+    for method in METHODS:
+        run_experiment(experiment("demo", method), data, results=results)
+    frame = metrics_frame(load_results("demo", results))
+    print("\n" + results_table(frame, "demo") + "\n")
+    for path in write_figures("demo", results):
+        print(path)
+    print(f"peak memory {peak_memory_bytes() / 2**30:.1f} GiB")
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from .corpus import read_squad
     from .metrics import aggregate, read_predictions, score_all
@@ -87,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--batch-size", type=int)
     train.add_argument("--learning-rate", type=float)
     train.set_defaults(run=_train)
+
+    demo = commands.add_parser("demo", help="train and compare all methods on the embedded corpus, write figures/")
+    demo.add_argument("--keep", action="store_true", help="write results/demo instead of runs/results/demo")
+    demo.set_defaults(run=_demo)
 
     evaluate = commands.add_parser("evaluate", help="score predictions in the official {id: text} form")
     evaluate.add_argument("--predictions", required=True)

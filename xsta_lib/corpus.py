@@ -5,9 +5,12 @@ A corpus file holds one language. Answers are spans of the context; offsets coun
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+
+EMPTIED = "empty answer"
 
 
 class CorpusError(ValueError):
@@ -40,13 +43,25 @@ class Question:
 
 @dataclass
 class Report:
-    """What reading a file did: counts of kept and repaired questions, rejected ids with the reason."""
+    """What reading a file did.
+
+    Attributes:
+        path: the file's name.
+        kept: questions kept.
+        repaired: questions with an answer that was not at its offset.
+        merged: repeated ids with the same text, whose answers were put together.
+        repeats: repeated ids with another text, of which only the first was kept.
+        rejected: ids that were left out, with the reason.
+        unmatched: questions without a counterpart of their id in the source language.
+    """
 
     path: str
     kept: int = 0
     repaired: int = 0
     merged: int = 0
+    repeats: int = 0
     rejected: dict[str, str] = field(default_factory=dict)
+    unmatched: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.path}: {self.kept} questions"]
@@ -54,6 +69,10 @@ class Report:
             parts.append(f"{self.repaired} answer offsets repaired")
         if self.merged:
             parts.append(f"{self.merged} repeated ids merged")
+        if self.repeats:
+            parts.append(f"{self.repeats} repeated ids with another text left out")
+        if self.unmatched:
+            parts.append(f"{self.unmatched} without a source question of their id")
         if self.rejected:
             shown = ", ".join(f"{key} ({reason})" for key, reason in list(self.rejected.items())[:3])
             parts.append(f"{len(self.rejected)} rejected: {shown}{', ...' if len(self.rejected) > 3 else ''}")
@@ -84,7 +103,7 @@ def _load_json(path: Path) -> dict:
         raise CorpusError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    if not text.strip():
+    if not text or text.isspace():
         raise CorpusError(f"{path}: the file is empty; fetch or write it again")
     try:
         document = json.loads(text)
@@ -107,33 +126,60 @@ def _take(mapping: dict, key: str, kind: type, path: Path, place: str):
     return value
 
 
-def _read_answers(entry: dict, context: str, path: Path, report: Report) -> tuple[Answer, ...] | str:
-    """The entry's answers at their true offsets, or the reason why the entry is rejected."""
-    place = f"question {entry['id']}"
+def _read_answers(entry: dict, context: str, place: str, path: Path) -> tuple[tuple[Answer, ...], bool] | str:
+    """The entry's answers and whether an offset was repaired, or the reason why the entry is rejected."""
     found, repaired = {}, False
     for raw in _take(entry, "answers", list, path, place):
         text = _take(raw, "text", str, path, place)
         start = _take(raw, "answer_start", int, path, place)
         if not text.strip():
-            return "empty answer"
+            return EMPTIED
         at = locate(context, text, start)
         if at < 0:
             return "answer not in its context"
         repaired |= at != start
         found[Answer(text, at)] = None
-    report.repaired += repaired
-    return tuple(found) or "no answer"
+    return (tuple(found), repaired) if found else "no answer"
 
 
-def read_squad(path: str | os.PathLike, labelled: bool = True) -> tuple[list[Question], Report]:
+def _is_broken(text: str) -> bool:
+    """Whether the text holds half a surrogate pair (a cut JSON escape), which no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _entries(path: Path) -> Iterator[tuple[dict, str, str]]:
+    """Every entry of a file with its context and title; what was read is let go on the way."""
+    articles = _load_json(path)["data"]
+    contexts: dict[str, str] = {}  # XTREME's files repeat the context with every question: keep it once
+    for a, article in enumerate(articles):
+        articles[a] = None
+        for p, paragraph in enumerate(_take(article, "paragraphs", list, path, f"article {a}")):
+            place = f"article {a}, paragraph {p}"
+            context = _take(paragraph, "context", str, path, place)
+            context = contexts.setdefault(context, context)
+            for entry in _take(paragraph, "qas", list, path, place):
+                _take(entry, "id", str, path, place)
+                _take(entry, "question", str, path, f"question {entry['id']}")
+                yield entry, context, str(article.get("title") or "")
+
+
+def read_squad(
+    path: str | os.PathLike, labelled: bool = True, repeats: str = "refuse"
+) -> tuple[list[Question], Report]:
     """Read a SQuAD v1.1 file.
 
     An answer that is not at its offset is moved to its nearest occurrence; a question whose answer does not occur is
-    rejected. Repeated ids with one answer each (XTREME's files) are merged. Both are counted in the report.
+    rejected. Repeated ids with one answer each (XTREME's files) are merged. All are counted in the report.
 
     Args:
         path: the JSON file.
-        labelled: ``False`` for files without answers (then ``answers`` is empty).
+        labelled: ``False`` ignores answers, for files without them (then ``answers`` is empty).
+        repeats: one id with two different texts: ``"refuse"`` the file, or keep the ``"first"`` and count the others
+            (machine translations of one question can differ).
 
     Raises:
         CorpusError: the file is missing, unreadable, not UTF-8, not JSON, not SQuAD's layout, holds one id with two
@@ -141,41 +187,38 @@ def read_squad(path: str | os.PathLike, labelled: bool = True) -> tuple[list[Que
     """
     path = Path(path)
     report, questions = Report(path.name), {}
-    emptied = 0
-    for a, article in enumerate(_load_json(path)["data"]):
-        for p, paragraph in enumerate(_take(article, "paragraphs", list, path, f"article {a}")):
-            place = f"article {a}, paragraph {p}"
-            context = _take(paragraph, "context", str, path, place)
-            for entry in _take(paragraph, "qas", list, path, place):
-                _take(entry, "question", str, path, place)
-                key = _take(entry, "id", str, path, place)
-                answers = _read_answers(entry, context, path, report) if labelled else ()
-                if isinstance(answers, str):
-                    emptied += answers == "empty answer"
-                    report.rejected[key] = answers
-                    continue
-                question = Question(key, entry["question"], context, answers, article.get("title", ""))
-                questions[key] = _merge(questions.get(key), question, path, report)
+    for entry, context, title in _entries(path):
+        key, text = entry["id"], entry["question"]
+        answers = _read_answers(entry, context, f"question {key}", path) if labelled else ((), False)
+        if _is_broken(context) or _is_broken(text):
+            answers = "broken Unicode"
+        if isinstance(answers, str):
+            report.rejected[key] = answers
+            continue
+        report.repaired += answers[1]
+        question = Question(key, text, context, answers[0], title)
+        questions[key] = _merge(questions.get(key), question, path, report, repeats)
+    emptied = sum(reason == EMPTIED for reason in report.rejected.values())
     if emptied and emptied >= 0.9 * (emptied + len(questions)):
         raise CorpusError(
             f"{path}: the answers are emptied, as in XTREME's copies of the test sets; use the original file instead"
         )
     if not questions:
-        why = (
-            f" ({len(report.rejected)} rejected, first: {next(iter(report.rejected.items()))})"
-            if report.rejected
-            else ""
-        )
+        first = f" ({len(report.rejected)} rejected, first: {next(iter(report.rejected.items()))})"
+        why = first if report.rejected else ""
         raise CorpusError(f"{path}: holds no question{why}; check that this is the file you meant")
     report.kept = len(questions)
     return list(questions.values()), report
 
 
-def _merge(known: Question | None, new: Question, path: Path, report: Report) -> Question:
+def _merge(known: Question | None, new: Question, path: Path, report: Report, repeats: str) -> Question:
     """One question out of two entries with the same id, which must agree in all but their answers."""
     if known is None:
         return new
     if (known.question, known.context) != (new.question, new.context):
+        if repeats == "first":
+            report.repeats += 1
+            return known
         raise CorpusError(f"{path}: id {new.id} stands for two different questions; ids must be unique in a file")
     report.merged += 1
     answers = tuple(dict.fromkeys(known.answers + new.answers))

@@ -196,7 +196,7 @@ def train_experiment(exp: Experiment, data: ProtocolData, progress: bool = True)
         ``(model, tokenizer, result)``; the model's folder is ``runs/<protocol>/<name>_<fingerprint>/model``.
     """
     folder = run_folder(exp)
-    if (folder / "model" / "config.json").exists():
+    if is_trained(exp):
         return (*load_run(exp), TrainingResult(**json.loads((folder / "training.json").read_text("utf-8"))))
     model, tokenizer = _new_model(exp, data)
     if exp.english_epochs:
@@ -236,7 +236,7 @@ def load_run(exp: Experiment):
     from transformers import AutoTokenizer
 
     folder = run_folder(exp) / "model"
-    if not (folder / "config.json").exists():
+    if not is_trained(exp):
         raise FileNotFoundError(f"{folder}: not trained on this machine yet; run 'make {exp.protocol}' first")
     return XStaForQuestionAnswering.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
@@ -284,7 +284,9 @@ def evaluate_readings(
     return found
 
 
-def write_result(exp: Experiment, source: str, evaluations: dict[str, dict[str, Evaluation]], extra: dict) -> Path:
+def write_result(
+    exp: Experiment, source: str, evaluations: dict[str, dict[str, Evaluation]], extra: dict, results: Path = RESULTS
+) -> Path:
     """Write one result; ``evaluations`` is test set to reading to :class:`Evaluation`, the first reading counts."""
     name = exp.name + ("_target-only" if exp.method == "x-sta" and source == "none" else "")
     metrics, readings, rows = {}, {}, []
@@ -309,7 +311,7 @@ def write_result(exp: Experiment, source: str, evaluations: dict[str, dict[str, 
         "fingerprint": exp.fingerprint,
         **extra,
     }
-    path = RESULTS / exp.protocol / f"{name}.json"
+    path = results / exp.protocol / f"{name}.json"
     write_text_atomically(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     frame = pd.DataFrame(rows, columns=["dataset", "language", "id", "f1", "em"])
     temporary = path.with_name(f".{name}.scores.part")
@@ -318,7 +320,9 @@ def write_result(exp: Experiment, source: str, evaluations: dict[str, dict[str, 
     return path
 
 
-def run_experiment(exp: Experiment, data: ProtocolData | None = None, progress: bool = True) -> list[Path]:
+def run_experiment(
+    exp: Experiment, data: ProtocolData | None = None, progress: bool = True, results: Path = RESULTS
+) -> list[Path]:
     """Train, evaluate with and (for x-sta) without the source, write the results; returns their paths."""
     origin = provenance()  # of the code as it was loaded
     data = data or load_protocol(exp.protocol)
@@ -341,7 +345,7 @@ def run_experiment(exp: Experiment, data: ProtocolData | None = None, progress: 
             "log": training.log,
             "provenance": origin,
         }
-        written.append(write_result(exp, source, evaluations, extra))
+        written.append(write_result(exp, source, evaluations, extra, results))
         began = time.perf_counter()
     return written
 
@@ -354,9 +358,23 @@ def load_or_run(exp: Experiment, progress: bool = True) -> list[dict]:
     return found
 
 
-def load_results(protocol: str) -> list[dict]:
-    """All results of a protocol, with the file's name under ``name``."""
+def load_results(protocol: str, folder: Path = RESULTS) -> list[dict]:
+    """All results of a protocol; ``scores`` is the path of the per-question scores beside each."""
     return [
-        {**json.loads(path.read_text("utf-8")), "name": path.stem}
-        for path in sorted((RESULTS / protocol).glob("*.json"))
+        {**json.loads(path.read_text("utf-8")), "scores": str(path.with_suffix("")) + ".scores.parquet"}
+        for path in sorted((folder / protocol).glob("*.json"))
     ]
+
+
+def is_trained(exp: Experiment) -> bool:
+    """Whether :func:`load_run` will find the experiment's model on this machine."""
+    return (run_folder(exp) / "model" / "config.json").exists()
+
+
+def demo_model(small: bool = False):
+    """``(model, tokenizer)`` of the demo's X-STA run; where that is missing (or ``small``) of a few live steps."""
+    exp = experiment("demo", "x-sta")
+    if small or not is_trained(exp):
+        exp = experiment("demo", "x-sta", english_epochs=0.1, epochs=0.02)
+    model, tokenizer, _ = train_experiment(exp, load_protocol("demo"))
+    return model, tokenizer

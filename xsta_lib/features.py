@@ -8,7 +8,9 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -81,30 +83,54 @@ class Ragged:
 class Windows:
     """All windows of one language's questions, in the questions' order.
 
-    Attributes (arrays over windows): ``row`` the question's index in ``questions``; ``window`` and ``windows`` which of
-    how many; ``length`` in tokens; ``start``, ``end`` gold token positions, 0 ([CLS]) where the window lacks the
-    answer; ``holds_answer``; ``context_start`` the first context token; ``input_ids``, ``char_starts`` and
-    ``char_ends`` ragged, the last two the characters of each context token.
+    Attributes (arrays over windows): ``row`` the question's index in ``ids``; ``window`` and ``windows`` which of how
+    many; ``length`` in tokens; ``start``, ``end`` gold token positions, 0 ([CLS]) where the window lacks the answer;
+    ``holds_answer``; ``context_start`` the first context token; ``input_ids``, ``char_starts`` and ``char_ends``
+    ragged, the last two the characters of each context token. ``ids`` are the questions' ids.
+
+    Args:
+        data: the cached columns.
+        questions: what they were made of.
+        texts: keep the contexts, which only :meth:`text` needs; training does without.
     """
 
-    def __init__(self, data: Dataset, questions: Sequence[Question]):
-        self.questions = questions
-        table = data.data.table
+    def __init__(self, data: Dataset, questions: Sequence[Question], texts: bool = True):
+        self.ids = [question.id for question in questions]
+        self.contexts = [question.context for question in questions] if texts else None
+        self._table = data.data.table
         for name in ("row", "window", "windows", "context_start", "start", "end", "holds_answer"):
-            setattr(self, name, table[name].to_numpy())
-        self.input_ids, self.char_starts, self.char_ends = (
-            Ragged(table[name]) for name in ("input_ids", "char_starts", "char_ends")
-        )
+            setattr(self, name, self._table[name].to_numpy())
+        self.input_ids = Ragged(self._table["input_ids"])
         self.length = self.input_ids.lengths
 
     def __len__(self) -> int:
         return len(self.row)
 
+    @cached_property
+    def char_starts(self) -> Ragged:
+        """Where each context token begins, in the context's code points; read when first asked for."""
+        return Ragged(self._table["char_starts"])
+
+    @cached_property
+    def char_ends(self) -> Ragged:
+        """Where each context token ends."""
+        return Ragged(self._table["char_ends"])
+
+    def id_of(self, index: int) -> str:
+        """The id of a window's question."""
+        return self.ids[self.row[index]]
+
     def text(self, index: int, start: int, end: int) -> str:
-        """The context's text between two token positions of a window, both included."""
+        """The context's text between two token positions of a window, both included.
+
+        Raises:
+            ValueError: the windows were built without texts.
+        """
+        if self.contexts is None:
+            raise ValueError("these windows were built with texts=False and keep no context")
         first = self.context_start[index]
         chars = self.char_starts[index][start - first], self.char_ends[index][end - first]
-        return self.questions[self.row[index]].context[chars[0] : chars[1]].strip()
+        return self.contexts[self.row[index]][chars[0] : chars[1]].strip()
 
 
 def window_cache() -> Path:
@@ -195,6 +221,7 @@ def build_windows(
     spec: WindowSpec | None = None,
     cache: str | os.PathLike | None = None,
     progress: bool = False,
+    texts: bool = True,
 ) -> Windows:
     """Windows of all questions, from the cache where they were built before.
 
@@ -204,12 +231,13 @@ def build_windows(
         spec: lengths; the release's by default.
         cache: a folder; ``None`` builds in memory.
         progress: show a bar.
+        texts: keep the contexts for :meth:`Windows.text`; ``False`` saves their memory in training.
     """
     spec = spec or WindowSpec()
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     folder = Path(cache) / fingerprint(questions, tokenizer, spec) if cache else None
     if folder and folder.is_dir():
-        return Windows(load_from_disk(str(folder)), questions)
+        return Windows(load_from_disk(str(folder)), questions, texts)
     shown = is_progress_bar_enabled()
     (enable_progress_bar if progress else disable_progress_bar)()
     try:
@@ -222,16 +250,24 @@ def build_windows(
             new_fingerprint=hashlib.blake2b(os.urandom(16), digest_size=8).hexdigest(),
         )
         if folder:
-            temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-            data.save_to_disk(str(temporary))
-            try:
-                os.replace(temporary, folder)
-            except OSError:  # another process was faster
-                shutil.rmtree(temporary)
+            _save_whole(data, folder)
             data = load_from_disk(str(folder))
     finally:
         (enable_progress_bar if shown else disable_progress_bar)()
-    return Windows(data, questions)
+    return Windows(data, questions, texts)
+
+
+def _save_whole(data: Dataset, folder: Path) -> None:
+    """Write a cache folder under a temporary name and rename it: there is never half a folder."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        data.save_to_disk(str(temporary))
+        with suppress(OSError):  # another process was faster
+            os.replace(temporary, folder)
+        if not folder.is_dir():
+            raise OSError(f"{folder}: the cache folder cannot be written; set XSTA_CACHE to one that can")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def pair_windows(target: Windows, source: Windows, by_answer: bool) -> np.ndarray:
@@ -240,10 +276,10 @@ def pair_windows(target: Windows, source: Windows, by_answer: bool) -> np.ndarra
     In training (``by_answer``) windows that hold the answer are paired with each other. Everywhere else a target window
     is paired with the source window at the same relative place; the release takes the question's last one.
     """
-    rows = {question.id: row for row, question in enumerate(source.questions)}
-    first = np.full(len(source.questions), -1)
-    holding = np.full(len(source.questions), -1)
-    count = np.zeros(len(source.questions), dtype=int)
+    rows = {key: row for row, key in enumerate(source.ids)}
+    first = np.full(len(source.ids), -1)
+    holding = np.full(len(source.ids), -1)
+    count = np.zeros(len(source.ids), dtype=int)
     for index in range(len(source) - 1, -1, -1):
         row = source.row[index]
         first[row], count[row] = index, source.windows[index]
@@ -251,7 +287,7 @@ def pair_windows(target: Windows, source: Windows, by_answer: bool) -> np.ndarra
             holding[row] = index
     paired = np.full(len(target), -1)
     for index in range(len(target)):
-        row = rows.get(target.questions[target.row[index]].id)
+        row = rows.get(target.id_of(index))
         if row is None or first[row] < 0:
             continue
         if by_answer and target.holds_answer[index] and holding[row] >= 0:

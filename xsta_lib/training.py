@@ -182,7 +182,7 @@ class Trainer:
 
     def _stop_on_nan(self, batch: Sequence[Row]) -> None:
         part = self.parts[batch[0].part]
-        ids = [part.target.questions[part.target.row[row.target]].id for row in batch[:5]]
+        ids = [part.target.id_of(row.target) for row in batch[:5]]
         saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
         raise TrainingError(
             f"the loss is not finite at step {self.step + 1} ({part.language}, ids {ids}, ...); lower learning_rate or "

@@ -1,0 +1,53 @@
+# Two commands matter: `make demo` and `make test`. Each sets up everything it needs in .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+export TOKENIZERS_PARALLELISM = true
+
+.PHONY: demo test check notebooks grids compact bench clean
+
+.venv/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv (a few minutes the first time) ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebooks,test]"
+	@touch $@
+
+# Train zero-shot, trans-train and X-STA on the embedded corpus, compare them, run the notebooks, write figures/.
+demo: .venv/.ready
+	$(BIN)/xsta demo
+	@for notebook in $(NOTEBOOKS); do \
+	  echo "running $$notebook"; mkdir -p runs/notebooks; \
+	  $(BIN)/papermill --no-progress-bar --cwd notebooks $$notebook runs/notebooks/$$(basename $$notebook) || exit 1; \
+	done
+	@echo "Done. Open figures/ or the executed notebooks in runs/notebooks/."
+
+test: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+# The notebooks in their smallest size, as CI runs them.
+check: .venv/.ready
+	@for notebook in $(NOTEBOOKS); do \
+	  mkdir -p runs/notebooks; echo "running $$notebook, smallest size"; \
+	  $(BIN)/papermill --no-progress-bar --cwd notebooks -p small True $$notebook runs/notebooks/small-$$(basename $$notebook) || exit 1; \
+	done
+
+# Re-execute the notebooks and keep their outputs.
+notebooks: .venv/.ready
+	@for notebook in $(NOTEBOOKS); do $(BIN)/papermill --cwd notebooks $$notebook $$notebook || exit 1; done
+
+# Measure every committed demo result anew.
+grids: .venv/.ready
+	rm -rf runs/demo results/demo
+	$(BIN)/xsta demo --keep
+
+# The compact protocol: 150 MB of downloads (or XSTA_DATA), one to two hours a run on a CPU, minutes on a GPU.
+compact: .venv/.ready
+	$(BIN)/xsta download compact
+	for method in zero-shot x-sta trans-train; do $(BIN)/xsta train --protocol compact --method $$method || exit 1; done
+	$(BIN)/xsta figures --protocol compact
+
+clean:
+	rm -rf .venv runs build *.egg-info
