@@ -642,7 +642,7 @@ MUTATIONS = [
     (sharing.SharingMixin, "corrected_source", wrong_correction, compare_sharing, SDPA),
     (sharing.SharingMixin, "corrected_source", wrong_order, compare_sharing, GDKS),
     (sharing.SharingMixin, "corrected_source", wrong_padding, compare_correction, ()),
-    (sharing.SharingMixin, "cross_attention", wrong_values, compare_sharing, VANILLA),
+    (sharing.SharingMixin, "cross_attention", wrong_values, compare_sharing, ("cross-attention", "paper", False)),
     (sharing, "attention_probabilities", unscaled, compare_sharing, VANILLA),
     (sharing, "attention_probabilities", unmasked_attention, compare_sharing, GDKS),
     (sharing, "split_heads", interleaved_heads, compare_sharing, SDPA),

@@ -63,7 +63,9 @@ def ragged_mask(lengths: Sequence[int], width: int | None = None) -> Tensor:
     return (torch.arange(width or max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
-def random_side(lengths: Sequence[int], generator: torch.Generator, kind: str, low: int, high: int) -> dict[str, Tensor]:
+def random_side(
+    lengths: Sequence[int], generator: torch.Generator, kind: str, low: int, high: int
+) -> dict[str, Tensor]:
     """One language's ids, mask and gold positions, the positions always on real tokens; the last row lacks the answer.
 
     Args:

@@ -28,7 +28,9 @@ def sentence_alignment(source: Tensor, target: Tensor, question_ids: Tensor, tem
         question_ids: (B,) equal numbers for rows of the same question.
         temperature: tau, 0.05 in the paper.
     """
-    logits = F.normalize(source, dim=-1) @ F.normalize(target, dim=-1).T / temperature
+    source, target = (vectors.to(torch.promote_types(vectors.dtype, torch.float32)) for vectors in (source, target))
+    with torch.autocast(source.device.type, enabled=False):  # a cosine in bfloat16 is too coarse for this temperature
+        logits = F.normalize(source, dim=-1) @ F.normalize(target, dim=-1).T / temperature
     same = question_ids[:, None] == question_ids[None, :]
     same.fill_diagonal_(False)
     logits = logits.masked_fill(same, torch.finfo(logits.dtype).min)

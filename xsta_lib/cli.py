@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train one method under a protocol, evaluate it, write its result")
     train.add_argument("--protocol", default="demo", help="demo or compact")
-    train.add_argument("--method", default="x-sta", help="zero-shot, trans-train or x-sta")
+    train.add_argument("--method", default="x-sta", help="zero-shot, trans-train, x-mixup or x-sta")
     train.add_argument("--without", nargs="*", default=[], choices=ABLATIONS, help="ablations of Table 4")
     train.add_argument("--backbone")
     train.add_argument("--seed", type=int)

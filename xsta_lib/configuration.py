@@ -35,6 +35,7 @@ RANGES = {
     "gamma": (0, 100),
     "zeta": (0, 100),
     "eta": (0, 100),
+    "distance": (0, 100),
     "temperature": (1e-4, 10),
     "lambda_0": (0, 1),
     "sharing_dropout": (0, 0.99),
@@ -51,6 +52,8 @@ RELEASE = {
     "token_alignment": "cross-attention",
     "normalisation_statistics": "sequences",
 }
+# X-MIXUP (section 4.3); see baselines.py.
+MIXUP = {"sharing": "x-mixup", "lambda_0": 0.5, "distance": 1.0}
 # Everything of X-STA off: the plain extractive reader that zero-shot and trans-train use.
 PLAIN = {"sharing": "none", "teacher": "none", "calibration": "none", "normalisation": "none", "zeta": 0.0, "eta": 0.0}
 
@@ -63,7 +66,8 @@ class XStaConfig(PreTrainedConfig):
         encoder: configuration of the encoder (a BERT or (XLM-)RoBERTa).
         languages: languages with normalisation statistics; the source language comes first and is added if absent.
         source_language: the language that teaches.
-        sharing: ``gdks`` (section 3.2), ``cross-attention`` (the paper's "w/o GDKS"), or ``none``.
+        sharing: ``gdks`` (section 3.2), ``cross-attention`` (the paper's "w/o GDKS"), ``x-mixup`` (the baseline), or
+            ``none``.
         sharing_layer: the layer that shares, counted from 1.
         sharing_weighting: ``paper`` weights the cross-attended part by 1 - lambda, ``release`` by lambda.
         lambda_0: initial lambda.
@@ -80,6 +84,7 @@ class XStaConfig(PreTrainedConfig):
         alpha, gamma, zeta, eta: weights of section 3.5: source span loss (the target's is 1 - alpha), teacher,
             sentence and token alignment.
         temperature: tau of the sentence alignment.
+        distance: weight of X-MIXUP's mean squared distance between the two sides' representations.
         without: ablations of Table 4 by name, any of ``ABLATIONS``; they overrule the fields above.
 
     Raises:
@@ -114,6 +119,7 @@ class XStaConfig(PreTrainedConfig):
     zeta: float = 0.05
     eta: float = 0.05
     temperature: float = 0.05
+    distance: float = 0.0
     without: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any):
@@ -159,6 +165,8 @@ class XStaConfig(PreTrainedConfig):
             raise ValueError("calibration='logits' needs a teacher that is a distribution; 'raw' is not one")
         if self.eta > 0 and self.token_alignment == "cross-attention" and self.sharing == "none":
             raise ValueError("token_alignment='cross-attention' needs a sharing layer; sharing is 'none'")
+        if self.eta > 0 and self.sharing == "x-mixup":
+            raise ValueError("x-mixup has no token alignment; set eta=0 (XStaConfig.mixup() does)")
 
     @classmethod
     def release(cls, **changes: Any) -> "XStaConfig":
@@ -170,7 +178,13 @@ class XStaConfig(PreTrainedConfig):
         """X-STA's parts all off: the extractive reader of the zero-shot and trans-train baselines."""
         return cls(**{**PLAIN, **changes})
 
+    @classmethod
+    def mixup(cls, **changes: Any) -> "XStaConfig":
+        """The baseline X-MIXUP on the same encoder and loop."""
+        return cls(**{**PLAIN, **MIXUP, **changes})
+
     @property
     def reads_pairs(self) -> bool:
         """Whether the model has any use for a source beside the target."""
-        return self.sharing != "none" or self.teacher != "none" or self.zeta > 0 or self.eta > 0
+        weights = self.zeta, self.eta, self.distance
+        return self.sharing != "none" or self.teacher != "none" or any(weight > 0 for weight in weights)

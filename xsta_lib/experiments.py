@@ -5,12 +5,8 @@ of every question (no text).
 """
 
 import hashlib
-import importlib.metadata
 import json
-import platform
-import subprocess
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,20 +14,18 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from .answering import Predictor
 from .batching import Part
 from .configuration import XStaConfig
 from .corpus import write_text_atomically
+from .evaluation import ROOT, Evaluation, evaluate_model, evaluate_readings, provenance
 from .features import build_windows, pair_windows, window_cache
-from .metrics import Score, aggregate, score_all
 from .modeling import XStaForQuestionAnswering
-from .protocols import ProtocolData, TestSet, load_protocol
-from .training import Trainer, TrainingConfig, TrainingResult, has_bf16, peak_memory_bytes
+from .protocols import ProtocolData, load_protocol
+from .training import Trainer, TrainingConfig, TrainingResult, peak_memory_bytes
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 RUNS = ROOT / "runs"
-METHODS = ("zero-shot", "trans-train", "x-sta")
+METHODS = ("zero-shot", "trans-train", "x-mixup", "x-sta")
 
 # Optimisation of each protocol: every method of a comparison gets the same.
 SETTINGS = {
@@ -46,7 +40,7 @@ class Experiment:
 
     Attributes:
         protocol: what data (see :mod:`~xsta_lib.protocols`).
-        method: ``zero-shot``, ``trans-train`` or ``x-sta``.
+        method: ``zero-shot``, ``trans-train``, ``x-mixup`` or ``x-sta``.
         without: ablations of Table 4 (x-sta only).
         switches: fields of :class:`~xsta_lib.configuration.XStaConfig` that differ from the paper, as pairs.
         backbone: see :func:`~xsta_lib.backbones.load_backbone`.
@@ -77,7 +71,7 @@ class Experiment:
     def model_config(self) -> XStaConfig:
         """The model configuration, without encoder."""
         if self.method != "x-sta":
-            return XStaConfig.plain()
+            return XStaConfig.mixup() if self.method == "x-mixup" else XStaConfig.plain()
         unknown = {name for name, _ in self.switches} - set(XStaConfig.__annotations__)
         if unknown:
             raise ValueError(f"unknown switches {sorted(unknown)}; see XStaConfig")
@@ -131,25 +125,6 @@ def step_count(exp: Experiment, data: ProtocolData, tokenizer) -> int:
 def replace_method(exp: Experiment, method: str) -> Experiment:
     """The same experiment with another method, the paper's variant of it."""
     return replace(exp, method=method, without=(), switches=())
-
-
-def provenance() -> dict:
-    """Versions, machine and commit a result was measured with."""
-    packages = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
-    found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "--", "xsta_lib"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    cuda = torch.cuda.is_available()
-    return {
-        "commit": commit or "unknown",
-        "clean": not changed,
-        "versions": found,
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 def english_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
@@ -241,54 +216,11 @@ def load_run(exp: Experiment):
     return XStaForQuestionAnswering.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
-@dataclass
-class Evaluation:
-    """Metrics by language, scores by question, and answers by language of one test set under one reading."""
-
-    metrics: dict[str, dict[str, float]]
-    scores: dict[str, dict[str, Score]]
-    answers: dict[str, dict[str, str]]
-
-
-def evaluate_model(
-    model, tokenizer, test: TestSet, source: str = "gold", reading: str = "calibrated", progress: bool = True
-) -> Evaluation:
-    """Answer a test set and score it; see :func:`evaluate_readings`."""
-    return evaluate_readings(model, tokenizer, test, source, (reading,), progress)[reading]
-
-
-def evaluate_readings(
-    model, tokenizer, test: TestSet, source: str = "gold", readings: Iterable[str] = ("calibrated",), progress=True
-) -> dict[str, Evaluation]:
-    """Answer a test set once and score several readings of the same distributions.
-
-    Args:
-        model, tokenizer: a trained model.
-        test: the questions.
-        source: ``gold`` reads the test set's source language beside each target, ``none`` the target alone.
-        readings: of ``calibrated``, ``target`` and ``teacher``.
-        progress: show a bar.
-    """
-    readings = tuple(readings)
-    predictor = Predictor(model, tokenizer, cache=window_cache(), autocast=has_bf16(model.device))
-    answers = predictor.predict(test.questions, test.source if source == "gold" else None, progress, readings)
-    found = {}
-    for reading in readings:
-        scores, texts = {}, {}
-        for language, questions in test.questions.items():
-            texts[language] = answers[language].texts.get(reading, {})
-            golds = {q.id: [answer.text for answer in q.answers] for q in questions}
-            scores[language] = score_all(texts[language], golds, language, test.rule)
-        metrics = {language: aggregate(values) for language, values in scores.items()}
-        found[reading] = Evaluation(metrics, scores, texts)
-    return found
-
-
 def write_result(
     exp: Experiment, source: str, evaluations: dict[str, dict[str, Evaluation]], extra: dict, results: Path = RESULTS
 ) -> Path:
     """Write one result; ``evaluations`` is test set to reading to :class:`Evaluation`, the first reading counts."""
-    name = exp.name + ("_target-only" if exp.method == "x-sta" and source == "none" else "")
+    name = exp.name + ("_target-only" if exp.model_config().reads_pairs and source == "none" else "")
     metrics, readings, rows = {}, {}, []
     for dataset, by_reading in evaluations.items():
         for reading, evaluation in by_reading.items():
@@ -323,12 +255,12 @@ def write_result(
 def run_experiment(
     exp: Experiment, data: ProtocolData | None = None, progress: bool = True, results: Path = RESULTS
 ) -> list[Path]:
-    """Train, evaluate with and (for x-sta) without the source, write the results; returns their paths."""
+    """Train, evaluate with the source (a method that reads pairs) and without, write; returns the paths."""
     origin = provenance()  # of the code as it was loaded
     data = data or load_protocol(exp.protocol)
     model, tokenizer, training = train_experiment(exp, data, progress)
     began = time.perf_counter()
-    with_source = exp.method == "x-sta"
+    with_source = exp.model_config().reads_pairs
     written = []
     for source in ("gold", "none") if with_source else ("none",):
         evaluations = {}

@@ -21,6 +21,7 @@ COLOURS = {
     "zero-shot": "#999999",
     "trans-train": "#0072B2",
     "x-mixup": "#E69F00",
+    "x-mixup (target only)": "#CC79A7",
     "x-sta (target only)": "#56B4E9",
     "x-sta": "#D55E00",
 }
@@ -30,7 +31,7 @@ RIGHT_TO_LEFT = ("ar",)
 def system_name(result: dict) -> str:
     """How a result is called in tables: its method, ablations, and whether it read the target alone."""
     name = result["method"] + "".join(f" w/o {part}" for part in result["without"])
-    return f"{name} (target only)" if result["method"] == "x-sta" and result["source"] == "none" else name
+    return f"{name} (target only)" if result["method"] in ("x-sta", "x-mixup") and result["source"] == "none" else name
 
 
 def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
@@ -193,10 +194,8 @@ def highlight(question: Question, predicted: str, language: str, score: float | 
         pieces.append(f'<span style="{styles[marks[low]]};color:black">{text}</span>' if marks[low] else text)
     direction = "rtl" if language in RIGHT_TO_LEFT else "ltr"
     shown = "" if score is None else f" <small>(p = {score:.2f})</small>"
-    return (
-        f'<div dir="{direction}" lang="{language}" style="margin:0.6em 0"><b>{html.escape(question.question)}</b>{shown}'
-        f"<br>{''.join(pieces)}</div>"
-    )
+    asked = f"<b>{html.escape(question.question)}</b>{shown}<br>"
+    return f'<div dir="{direction}" lang="{language}" style="margin:0.6em 0">{asked}{"".join(pieces)}</div>'
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -5,77 +5,19 @@ not depend on the target, so one source pass can serve several targets.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForQuestionAnswering, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .aligning import mean_pool, sentence_alignment, token_alignment, token_alignment_release
 from .backbones import load_backbone
+from .baselines import find_attention_block, install_mixup, representation_distance
 from .configuration import XStaConfig
+from .outputs import MODEL_CARD, Encoded, XStaOutput, span_loss
 from .sharing import SharingContext, find_self_attention, install_sharing
 from .teaching import AttentiveTeacher, RepresentationNorm, calibrate, masked_softmax, teacher_loss
-
-
-@dataclass
-class Encoded:
-    """One language's pass: all that a target needs of its source.
-
-    Attributes:
-        mask: (B, N) 1 on real tokens.
-        states: (B, N, H) last hidden states ``h^L``.
-        normalised: (B, N, H) ``h~``; ``h^L`` itself without Rep-Norm.
-        layer_input: (B, N, H) states at the input of the sharing layer.
-        logits: (B, N, 2) start and end logits, float32.
-        cross_attention: (B, A, N, N_S) of a target pass, if kept.
-    """
-
-    mask: Tensor
-    states: Tensor
-    normalised: Tensor
-    layer_input: Tensor | None
-    logits: Tensor
-    cross_attention: Tensor | None = None
-
-    def map(self, change) -> "Encoded":
-        """The same with ``change`` applied to every tensor (moving, slicing rows)."""
-        values = {name: value if value is None else change(value) for name, value in vars(self).items()}
-        return Encoded(**values)
-
-
-@dataclass
-class XStaOutput(ModelOutput):
-    """What a forward pass returns; distributions are (B, N_T, 2) over the target's real tokens.
-
-    Attributes:
-        loss: the objective of section 3.5, if gold positions were given.
-        start_logits, end_logits: (B, N_T) of the target's own span head.
-        target: ``p_T``. teacher: ``p_{T|S}``. calibrated: ``p~_T``, what answers are read from.
-        losses: the terms, detached: ``source``, ``target``, ``teacher``, ``sentence``, ``token``.
-        teacher_mass: (B, 2) column sums of the teacher before renormalising.
-        cross_attention: (B, A, N_T, N_S) of the sharing layer. teacher_attention: (B, N_T, N_S). Both on request.
-    """
-
-    loss: Tensor | None = None
-    start_logits: Tensor | None = None
-    end_logits: Tensor | None = None
-    target: Tensor | None = None
-    teacher: Tensor | None = None
-    calibrated: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    teacher_mass: Tensor | None = None
-    cross_attention: Tensor | None = None
-    teacher_attention: Tensor | None = None
-
-
-def span_loss(logits: Tensor, mask: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """L_MRC of one language: cross-entropy over real tokens, start and end averaged, mean over rows (section 3.1)."""
-    logits = logits.masked_fill(~mask[..., None].bool(), torch.finfo(logits.dtype).min)
-    return (F.cross_entropy(logits[..., 0], starts) + F.cross_entropy(logits[..., 1], ends)) / 2
 
 
 class XStaForQuestionAnswering(PreTrainedModel):
@@ -101,7 +43,9 @@ class XStaForQuestionAnswering(PreTrainedModel):
         self.qa_outputs = nn.Linear(hidden, 2)
         nn.init.normal_(self.qa_outputs.weight, std=std)
         nn.init.zeros_(self.qa_outputs.bias)
-        if config.reads_pairs:
+        if config.sharing == "x-mixup":
+            install_mixup(self.encoder, config.sharing_layer, config.lambda_0)
+        elif config.reads_pairs:
             install_sharing(
                 self.encoder,
                 config.sharing_layer,
@@ -158,9 +102,11 @@ class XStaForQuestionAnswering(PreTrainedModel):
 
     @property
     def sharing_layer(self) -> nn.Module | None:
-        """The self-attention module that shares, with its ``mixing()`` (lambda); ``None`` in a plain reader."""
+        """The module that shares, with its parameters w and b; ``None`` in a plain reader."""
         if not self.config.reads_pairs:
             return None
+        if self.config.sharing == "x-mixup":
+            return find_attention_block(self.encoder, self.config.sharing_layer)
         return find_self_attention(self.encoder, self.config.sharing_layer)
 
     def encode(
@@ -188,7 +134,8 @@ class XStaForQuestionAnswering(PreTrainedModel):
         read = normalised if self.config.span_states == "normalised" else states
         logits = self.qa_outputs(read)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return Encoded(attention_mask, states, normalised, context.layer_input, logits, context.cross_attention)
+        brought = context.layer_input, logits, context.cross_attention, context.mixing
+        return Encoded(attention_mask, states, normalised, *brought)
 
     def teach(self, target: Encoded, source: Encoded) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The teacher's distribution, its logits, its column sums and its attention (section 3.3)."""
@@ -229,7 +176,8 @@ class XStaForQuestionAnswering(PreTrainedModel):
             source = self.encode(inputs["input_ids"], inputs["attention_mask"], self.config.source_language)
         elif source is not None and start_positions is not None:
             raise ValueError("training needs the source's inputs, not its encoded states")
-        keep = explain or (self.training and self.config.eta > 0 and self.config.token_alignment == "cross-attention")
+        with_loss = start_positions is not None and self.config.eta > 0
+        keep = explain or (with_loss and self.config.token_alignment == "cross-attention")
         target = self.encode(input_ids, attention_mask, language or self.config.source_language, source, keep)
         output = self._distributions(target, source, explain)
         if start_positions is not None:
@@ -258,6 +206,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
                 output.teacher_attention = attention
         if explain:
             output.cross_attention = target.cross_attention
+        output.mixing = None if target.mixing is None else target.mixing.detach()
         return output
 
     def _pair_terms(
@@ -286,6 +235,8 @@ class XStaForQuestionAnswering(PreTrainedModel):
         elif config.eta > 0:
             layer_inputs = target.layer_input, source.layer_input
             terms["token"] = token_alignment(*layer_inputs, target.mask, source.mask)
+        if config.distance > 0:
+            terms["distance"] = representation_distance(source.states, target.states, source.mask, target.mask)
         return terms
 
     def objective(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -297,7 +248,12 @@ class XStaForQuestionAnswering(PreTrainedModel):
         if "source" not in terms:
             return terms["target"]
         loss = config.alpha * terms["source"] + (1 - config.alpha) * terms["target"]
-        weights = {"teacher": config.gamma, "sentence": config.zeta, "token": config.eta}
+        weights = {
+            "teacher": config.gamma,
+            "sentence": config.zeta,
+            "token": config.eta,
+            "distance": config.distance,
+        }
         for name, weight in weights.items():
             if name in terms:
                 loss = loss + weight * terms[name]
@@ -310,26 +266,6 @@ class XStaForQuestionAnswering(PreTrainedModel):
             tokenizer.save_pretrained(save_directory)
         text = MODEL_CARD.format(config=self.config.to_json_string(), details=card or "No details were given.")
         Path(save_directory, "README.md").write_text(text, "utf-8")
-
-
-MODEL_CARD = """---
-library_name: transformers
-pipeline_tag: question-answering
-tags: [x-sta, cross-lingual, extractive-question-answering]
----
-# X-STA reader
-
-An extractive reader after *Sharing, Teaching and Aligning* (Cao et al., 2023), made with xsta. Load it with
-`xsta_lib.XStaForQuestionAnswering.from_pretrained(folder)`.
-
-{details}
-
-## Configuration
-
-```json
-{config}
-```
-"""
 
 
 def _empty_encoder(config) -> PreTrainedModel:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SHARING_MODES = ("gdks", "cross-attention", "none")
+SHARING_MODES = ("gdks", "cross-attention", "x-mixup", "none")
 WEIGHTINGS = ("paper", "release")
 
 
@@ -24,11 +24,12 @@ class SharingContext:
 
     Attributes:
         mask: (B, N) 1 on real tokens of this pass.
-        source_input: (B, N_S, H) the source's states at the input of the layer, or ``None`` for a plain pass.
+        source_input: (B, N_S, H) what the source's own pass left in ``layer_input``; ``None`` for a plain pass.
         source_mask: (B, N_S) 1 on real source tokens.
         keep_attention: ask for the cross-attention probabilities.
-        layer_input: (B, N, H) filled by the layer: this pass's states at its input.
+        layer_input: (B, N, H) filled by the layer: this pass's states at its input (X-MIXUP: behind its attention).
         cross_attention: (B, A, N_T, N_S) filled by the layer if asked for, in float32.
+        mixing: lambda, a scalar (X-MIXUP: one a sample, (B,)), filled by the layer when it reads a source.
     """
 
     mask: Tensor
@@ -37,6 +38,7 @@ class SharingContext:
     keep_attention: bool = False
     layer_input: Tensor | None = None
     cross_attention: Tensor | None = None
+    mixing: Tensor | None = None
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:
@@ -134,7 +136,8 @@ class SharingMixin:
         if sharing.source_input is None or self.mode == "none":
             return own, weights
         cross = self.cross_attention(hidden_states, sharing)
-        share = self.mixing() if self.weighting == "release" else 1 - self.mixing()
+        sharing.mixing = self.mixing()
+        share = sharing.mixing if self.weighting == "release" else 1 - sharing.mixing
         return (share * cross + (1 - share) * own).to(own.dtype), weights
 
 

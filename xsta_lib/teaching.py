@@ -156,7 +156,8 @@ class AttentiveTeacher(nn.Module):
         real = target_mask[..., None].to(attention.dtype)
         if self.form == "logits":
             values = source_logits.detach().to(attention.dtype) * source_mask[..., None].to(attention.dtype)
-            logits = attention @ values
+            with torch.autocast(attention.device.type, enabled=False):
+                logits = attention @ values
             p = masked_softmax(logits, target_mask)
             return p, logits, p.sum(1)
         with torch.autocast(attention.device.type, enabled=False):

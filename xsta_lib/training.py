@@ -167,6 +167,8 @@ class Trainer:
             values = {"loss": output.loss.detach(), **output.losses}
             if output.teacher_mass is not None:
                 values["teacher_mass"] = output.teacher_mass.detach().mean()
+            if output.mixing is not None:
+                values["lambda"] = output.mixing.mean()
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + share * value.item()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -175,9 +177,6 @@ class Trainer:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        layer = self.plain_model.sharing_layer
-        if layer is not None:
-            totals["lambda"] = layer.mixing().item()
         return totals | {"grad_norm": float(norm)}
 
     def _stop_on_nan(self, batch: Sequence[Row]) -> None:
