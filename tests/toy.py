@@ -12,8 +12,15 @@ from xsta_lib import XStaConfig, XStaForQuestionAnswering
 
 HIDDEN, HEADS, VOCABULARY = 32, 4, 60
 LANGUAGES = ["en", "de", "es"]
-PRESETS = {"paper": XStaConfig, "release": XStaConfig.release, "plain": XStaConfig.plain}
+PRESETS = {
+    "paper": XStaConfig,
+    "release": XStaConfig.release,
+    "mixup": XStaConfig.mixup,
+    "plain": XStaConfig.plain,
+}
 PAD = {"bert": 0, "xlm-roberta": 1}
+
+torch.set_num_threads(1)  # threads cost far more than these sizes are worth
 
 
 def encoder_config(kind: str = "bert", layers: int = 2, dropout: float = 0.0) -> PreTrainedConfig:

@@ -203,7 +203,7 @@ def read_squad(
             f"{path}: the answers are emptied, as in XTREME's copies of the test sets; use the original file instead"
         )
     if not questions:
-        first = f" ({len(report.rejected)} rejected, first: {next(iter(report.rejected.items()))})"
+        first = f" ({len(report.rejected)} rejected, first: {next(iter(report.rejected.items()), None)})"
         why = first if report.rejected else ""
         raise CorpusError(f"{path}: holds no question{why}; check that this is the file you meant")
     report.kept = len(questions)

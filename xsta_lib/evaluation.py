@@ -42,13 +42,15 @@ def evaluate_readings(
     Args:
         model, tokenizer: a trained model.
         test: the questions.
-        source: ``gold`` reads the test set's source language beside each target, ``none`` the target alone.
+        source: ``none`` reads the target alone, anything else the test set's source beside each target.
         readings: of ``calibrated``, ``target`` and ``teacher``.
         progress: show a bar.
     """
     readings = tuple(readings)
     predictor = Predictor(model, tokenizer, cache=window_cache(), autocast=has_bf16(model.device))
-    answers = predictor.predict(test.questions, test.source if source == "gold" else None, progress, readings)
+    answers = {}
+    for questions, english in test.by_source():
+        answers |= predictor.predict(questions, None if source == "none" else english, progress, readings)
     found = {}
     for reading in readings:
         scores, texts = {}, {}

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from .batching import Part
 from .configuration import XStaConfig
-from .corpus import write_text_atomically
+from .corpus import CorpusError, write_text_atomically
 from .evaluation import ROOT, Evaluation, evaluate_model, evaluate_readings, provenance
 from .features import build_windows, pair_windows, window_cache
 from .modeling import XStaForQuestionAnswering
-from .protocols import ProtocolData, load_protocol
+from .protocols import LOADERS, ProtocolData, load_protocol
 from .training import Trainer, TrainingConfig, TrainingResult, peak_memory_bytes
 
 RESULTS = ROOT / "results"
@@ -29,9 +29,11 @@ METHODS = ("zero-shot", "trans-train", "x-mixup", "x-sta")
 
 # Optimisation of each protocol: every method of a comparison gets the same.
 SETTINGS = {
-    "demo": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 1.0, "dropout": 0.0, "english_epochs": 4.0},
+    "demo": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 0.4, "dropout": 0.0, "english_epochs": 3.0},
     "compact": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 1.0, "dropout": 0.0},
+    **{name: {} for name in LOADERS if name.startswith("paper-")},  # the paper's are the defaults below
 }
+FOLDER_SETTINGS = SETTINGS["compact"]  # a folder of your own files
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Experiment:
         return "_".join([*parts, f"seed{self.seed}"]).replace("/", "-")
 
     @property
+    def place(self) -> str:
+        """The folder's name under ``results`` and ``runs``: the protocol, without the path where it is a folder."""
+        return Path(self.protocol).resolve().name
+
+    @property
     def fingerprint(self) -> str:
         """A key of everything that shapes the result."""
         text = json.dumps(asdict(self), sort_keys=True)
@@ -94,21 +101,34 @@ class Experiment:
 
 
 def experiment(protocol: str, method: str, **changes) -> Experiment:
-    """An experiment with its protocol's optimisation settings; ``changes`` overrule single fields."""
-    if protocol not in SETTINGS:
-        raise ValueError(f"unknown protocol {protocol!r}; the protocols are {', '.join(SETTINGS)}")
-    return Experiment(protocol, method, **{**SETTINGS[protocol], **changes})
+    """An experiment with its protocol's optimisation settings; ``changes`` overrule single fields.
+
+    Raises:
+        ValueError: ``protocol`` is neither a known name nor a folder; or see :class:`Experiment`.
+    """
+    if protocol not in SETTINGS and not Path(protocol).is_dir():
+        raise ValueError(f"unknown protocol {protocol!r}; the protocols are {', '.join(SETTINGS)}, or a folder")
+    return Experiment(protocol, method, **{**SETTINGS.get(protocol, FOLDER_SETTINGS), **changes})
 
 
 def training_parts(exp: Experiment, data: ProtocolData, tokenizer, english_only: bool = False) -> list[Part]:
-    """The rows a method trains on: English alone; the union, each row alone; or English rows and pairs."""
+    """The rows a method trains on: English alone; the union, each row alone; or English rows and pairs.
+
+    Raises:
+        CorpusError: the data has no training questions.
+    """
+    if not data.train:
+        raise CorpusError(f"protocol {data.name!r} has no training questions; add train.en.json, see data/README.md")
     cache = window_cache()
-    parts = [Part("en", build_windows(data.train, tokenizer, cache=cache))]
+    english = build_windows(data.train, tokenizer, cache=cache, texts=False)
+    parts = [Part("en", english)]
     if exp.method == "zero-shot" or english_only:
         return parts
-    source = build_windows(data.parallel_source, tokenizer, cache=cache)
-    for language, questions in data.parallel.items():
-        target = build_windows(questions, tokenizer, cache=cache)
+    source = english
+    if data.parallel_source is not data.train:
+        source = build_windows(data.parallel_source, tokenizer, cache=cache, texts=False)
+    for language in data.parallel:  # not items(): the texts of one language at a time
+        target = build_windows(data.parallel[language], tokenizer, cache=cache, texts=False)
         if exp.method == "trans-train":
             parts.append(Part(language, target))
         else:
@@ -130,7 +150,7 @@ def replace_method(exp: Experiment, method: str) -> Experiment:
 def english_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
     """Weights after ``english_epochs`` on the source language alone, trained once for all methods."""
     start = replace_method(exp, "zero-shot")
-    folder = RUNS / exp.protocol / f"english_{start.fingerprint}"
+    folder = RUNS / exp.place / f"english_{start.fingerprint}"
     weights = folder / "model.safetensors"
     if not weights.exists():
         model, tokenizer = _new_model(start, data)
@@ -199,7 +219,7 @@ def train_experiment(exp: Experiment, data: ProtocolData, progress: bool = True)
 
 def run_folder(exp: Experiment) -> Path:
     """Where an experiment's log, checkpoints and model lie."""
-    return RUNS / exp.protocol / f"{exp.name}_{exp.fingerprint}"
+    return RUNS / exp.place / f"{exp.name}_{exp.fingerprint}"
 
 
 def load_run(exp: Experiment):
@@ -230,7 +250,7 @@ def write_result(
         for language, scores in main.scores.items():
             rows += [(dataset, language, key, 100 * s.f1, 100 * s.em) for key, s in scores.items()]
     result = {
-        "protocol": exp.protocol,
+        "protocol": exp.place,
         "method": exp.method,
         "without": list(exp.without),
         "backbone": exp.backbone,
@@ -243,7 +263,7 @@ def write_result(
         "fingerprint": exp.fingerprint,
         **extra,
     }
-    path = results / exp.protocol / f"{name}.json"
+    path = results / exp.place / f"{name}.json"
     write_text_atomically(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     frame = pd.DataFrame(rows, columns=["dataset", "language", "id", "f1", "em"])
     temporary = path.with_name(f".{name}.scores.part")
@@ -262,12 +282,13 @@ def run_experiment(
     began = time.perf_counter()
     with_source = exp.model_config().reads_pairs
     written = []
-    for source in ("gold", "none") if with_source else ("none",):
+    beside = next((test.source_name for test in data.tests if test.source), "none")
+    for source in dict.fromkeys((beside, "none")) if with_source else ("none",):
         evaluations = {}
         for test in data.tests:
             if progress:
                 print(f"{exp.method}: {test.name}, source {source}")
-            readings = ("calibrated", "target", "teacher") if source == "gold" and test.source else ("calibrated",)
+            readings = ("calibrated", "target", "teacher") if source != "none" and test.source else ("calibrated",)
             evaluations[test.name] = evaluate_readings(model, tokenizer, test, source, readings, progress)
         extra = {
             "seconds": training.seconds,
@@ -284,7 +305,7 @@ def run_experiment(
 
 def load_or_run(exp: Experiment, progress: bool = True) -> list[dict]:
     """The results of an experiment: read if its fingerprint is among the committed ones, else measured now."""
-    found = [result for result in load_results(exp.protocol) if result["fingerprint"] == exp.fingerprint]
+    found = [result for result in load_results(exp.place) if result["fingerprint"] == exp.fingerprint]
     if not found:
         found = [json.loads(path.read_text("utf-8")) for path in run_experiment(exp, progress=progress)]
     return found

@@ -45,13 +45,13 @@ def tydiqa_translation(language: str) -> Path:
 
 
 def english_of(task: str, language: str) -> Path | None:
-    """A test set machine-translated to English (XTREME's translate-test), or ``None`` where it was not published.
+    """A test set machine-translated to English (XTREME's translate-test), or ``None``: English itself, MLQA's German.
 
     Args:
         task: ``mlqa``, ``xquad`` or ``tydiqa``.
         language: the language it was translated from.
     """
-    if (task, language) == ("mlqa", "de"):
+    if language == "en" or (task, language) == ("mlqa", "de"):
         return None
     folder = {"mlqa": "MLQA", "xquad": "XQuAD", "tydiqa": "TyDiQA-GoldP"}[task]
     return Path(f"xtreme/{folder}/translate-test/{task}.translate.test.{language}-en.json")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForQuestionAnswering, PreTrainedModel
+from transformers import initialization as init
 
 from .aligning import mean_pool, sentence_alignment, token_alignment, token_alignment_release
 from .backbones import load_backbone
@@ -67,7 +68,21 @@ class XStaForQuestionAnswering(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """New parameters are set where they are made; an encoder brings its own."""
+        """Set what this model adds to its encoder, where a checkpoint lacks it."""
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=getattr(self.config.encoder, "initializer_range", 0.02))
+            init.zeros_(module.bias)
+        elif isinstance(module, RepresentationNorm):
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.updates)
+
+    def initialize_weights(self) -> None:
+        """As in transformers, and w and b, which lie inside the encoder and are unknown to its own rules."""
+        super().initialize_weights()
+        if self.sharing_layer is not None:
+            init.ones_(self.sharing_layer.mixing_weight)
+            init.zeros_(self.sharing_layer.mixing_bias)
 
     @classmethod
     def from_backbone(
@@ -132,7 +147,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
         normalised = states if self.normalisation is None else self.normalisation(states, attention_mask, language)
         read = normalised if self.config.span_states == "normalised" else states
-        logits = self.qa_outputs(read)
+        logits = self.qa_outputs(read.to(self.qa_outputs.weight.dtype))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         brought = context.layer_input, logits, context.cross_attention, context.mixing
         return Encoded(attention_mask, states, normalised, *brought)
@@ -146,7 +161,9 @@ class XStaForQuestionAnswering(PreTrainedModel):
         """(B, H) sentence representations for the alignment (section 3.4)."""
         states = encoded.normalised if self.config.sentence_states == "normalised" else encoded.states
         vectors = mean_pool(states, encoded.mask)
-        return vectors if self.sentence_projection is None else self.sentence_projection(vectors)
+        if self.sentence_projection is None:
+            return vectors
+        return self.sentence_projection(vectors.to(self.sentence_projection[0].weight.dtype))
 
     def forward(
         self,

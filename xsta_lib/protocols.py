@@ -111,7 +111,7 @@ def _held_out(files: Mapping[str, list[Question]]) -> tuple[dict[str, list[Quest
         own = shared | held_out_ids([q for q in questions if q.id not in english])
         kept[language] = [q for q in questions if q.id not in own]
         held[language] = [q for q in questions if q.id in own]
-    return kept, held
+    return kept, {language: questions for language, questions in held.items() if questions}
 
 
 def load_folder(folder: Path, name: str | None = None, rule: str | None = None) -> ProtocolData:
@@ -192,7 +192,9 @@ def _mlqa(library: Library, split: str, minimum: float = 0.0) -> dict[str, list[
     return files
 
 
-def _paper_test(library: Library, task: str, rule: str, path_of: Callable[[str], Path], languages, source: str):
+def _paper_test(
+    library: Library, task: str, rule: str, path_of: Callable[[str], Path], languages: Sequence[str], source: str
+) -> TestSet:
     """A test set with the English side asked for. Of translations only the texts are read, not their answers."""
     questions = {language: library.read(path_of(language)) for language in languages}
     if source == "gold":
@@ -200,7 +202,7 @@ def _paper_test(library: Library, task: str, rule: str, path_of: Callable[[str],
             library.match(path_of(language), found, questions["en"], MATCHED)
         return TestSet(task, rule, questions, questions["en"], source)
     english = {}
-    for language in set(languages) - {"en"}:
+    for language in languages:
         path = layouts.english_of(task, language)
         if path is not None:
             english[language] = library.read(path, labelled=False, repeats="first")
@@ -209,7 +211,7 @@ def _paper_test(library: Library, task: str, rule: str, path_of: Callable[[str],
 
 
 def load_paper(task: str, root: Path | None = None, source: str = "translate-test") -> ProtocolData:
-    """The paper's data for one task: ``mlqa``, ``xquad`` or ``tydiqa`` (protocols ``paper-<task>``).
+    """The paper's data for one task, for the protocols ``paper-<task>`` and ``paper-<task>-gold``.
 
     MLQA and XQuAD train on SQuAD and its translations and validate on MLQA dev. TyDiQA trains on its English part and
     its translations; its English validation set is also its English test set. Translated training sets are read one
@@ -217,7 +219,7 @@ def load_paper(task: str, root: Path | None = None, source: str = "translate-tes
     English ones.
 
     Args:
-        task: what is tested.
+        task: what is tested: ``mlqa``, ``xquad`` or ``tydiqa``.
         root: the data folder.
         source: English side at test time: ``translate-test`` (the paper; MLQA's German has none and is read alone) or
             ``gold`` (the release; easier; not for TyDiQA, whose questions are not parallel).
@@ -250,20 +252,21 @@ def load_paper(task: str, root: Path | None = None, source: str = "translate-tes
         if not (library.root / translation(language)).is_file():
             library.read(translation(language))
     test = _paper_test(library, task, rule, path_of, languages, source)
-    return ProtocolData(f"paper-{task}", train, LazyLanguages(readers), train, validation, [test], library)
+    name = f"paper-{task}" + ("-gold" if source == "gold" else "")
+    return ProtocolData(name, train, LazyLanguages(readers), train, validation, [test], library)
 
 
 LOADERS: dict[str, Callable[..., ProtocolData]] = {"demo": load_demo, "compact": load_compact}
 LOADERS |= {f"paper-{task}": partial(load_paper, task) for task in ("mlqa", "xquad", "tydiqa")}
+LOADERS |= {f"paper-{task}-gold": partial(load_paper, task, source="gold") for task in ("mlqa", "xquad")}
 
 
 def load_protocol(name: str, **options: object) -> ProtocolData:
     """The data of a protocol by name, or of a folder of your own files.
 
     Args:
-        name: ``demo``, ``compact``, ``paper-mlqa``, ``paper-xquad``, ``paper-tydiqa``, or a folder (see
-            :func:`load_folder`).
-        options: arguments of its loader, such as ``source="gold"`` for the paper's.
+        name: a key of ``LOADERS``, or a folder (see :func:`load_folder`).
+        options: arguments of its loader, such as ``root``, or ``source`` for the paper's.
 
     Raises:
         ValueError: unknown name. CorpusError: a file cannot be read.

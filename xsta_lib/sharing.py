@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 SHARING_MODES = ("gdks", "cross-attention", "x-mixup", "none")
 WEIGHTINGS = ("paper", "release")
+# Encoders whose layers are built like BERT's and were tried; look-alikes may differ inside.
+ENCODERS = ("bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "electra", "ernie")
 
 
 @dataclass
@@ -154,8 +156,8 @@ def find_self_attention(encoder: nn.Module, layer: int) -> nn.Module:
     """
     name = getattr(getattr(encoder, "config", None), "model_type", type(encoder).__name__)
     layers = getattr(getattr(encoder, "encoder", None), "layer", None)
-    if layers is None:
-        raise ValueError(f"encoder {name!r} has no encoder.layer list; use a BERT or (XLM-)RoBERTa encoder")
+    if layers is None or name not in ENCODERS:
+        raise ValueError(f"encoder {name!r} cannot take the sharing layer; use one of {', '.join(ENCODERS)}")
     if not 1 <= layer <= len(layers):
         raise ValueError(f"sharing_layer is {layer}; encoder {name!r} has layers 1 to {len(layers)}")
     attention = getattr(getattr(layers[layer - 1], "attention", None), "self", None)

@@ -133,6 +133,7 @@ class AttentiveTeacher(nn.Module):
 
     def attention(self, target: Tensor, source: Tensor, source_mask: Tensor) -> Tensor:
         """Head-averaged attention of target (B, N_T, H) to source (B, N_S, H) tokens: (B, N_T, N_S), float32."""
+        target, source = target.to(self.query.weight.dtype), source.to(self.key.weight.dtype)
         if not self.gradient:
             target, source = target.detach(), source.detach()
         query, key = split_heads(self.query(target), self.heads), split_heads(self.key(source), self.heads)

@@ -1,7 +1,7 @@
 """Check the authored passages of the demo corpus and print their counts. Exit status 1 if anything is wrong.
 
 ``python data/demo/check.py`` checks all passages and the corpus as a whole; with names (``train-01 train-02``) only
-those passages.
+those passages. ``python data/demo/check.py --card`` also writes the counts into the data card, ``README.md``.
 """
 
 import re
@@ -10,9 +10,10 @@ import sys
 import unicodedata
 from collections import Counter
 
-from build import KINDS, LANGUAGES, SPLITS, Passage, Version, load_passages
+from build import HERE, KINDS, LANGUAGES, QUESTIONS, SPLITS, Passage, Version, load_passages
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+CARD_MARKS = ("<!-- counts -->", "<!-- /counts -->")
 SCRIPT = {"ar": "ARABIC", "hi": "DEVANAGARI", "zh": "CJK"}
 MIN_SCRIPT_SHARE = {"ar": 0.95, "hi": 0.95, "zh": 0.95}
 # Longest answer, in words; Vietnamese writes syllables apart and Chinese has no spaces, so they count other units.
@@ -178,8 +179,47 @@ def report(passages: list[Passage]) -> str:
     return "\n".join(lines)
 
 
+def card_counts(passages: list[Passage]) -> str:
+    """The counts of the data card, as Markdown."""
+    sizes = Counter(passage.name.split("-")[0] for passage in passages)
+    lines = ["| split | passages | questions in each language |", "|---|---|---|"]
+    lines += [f"| {split} | {sizes[split]} | {sizes[split] * QUESTIONS} |" for split in SPLITS]
+    lines += ["", "| language | passage | question | answer, median | answer, longest |", "|---|---|---|---|---|"]
+    for language in LANGUAGES:
+        versions = [passage.versions[language] for passage in passages]
+        answers = [answer_length(text, language) for version in versions for text, _ in version.answers.values()]
+        contexts = statistics.median(len(version.context) for version in versions)
+        questions = statistics.median(len(text) for version in versions for text in version.questions.values())
+        unit = "characters" if language == "zh" else "words"
+        row = f"| {language} | {contexts:.0f} | {questions:.0f} |"
+        lines.append(f"{row} {statistics.median(answers):.0f} {unit} | {max(answers)} {unit} |")
+    kinds = Counter(kind for passage in passages for kind in passage.kinds)
+    shown = ", ".join(f"{kind} {kinds[kind]}" for kind in KINDS)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Passage and question lengths are medians in characters.",
+            "",
+            f"Answer kinds (the same questions, so the same in every language): {shown}.",
+            f"A question shares a median {median_overlap(passages):.0%} of its content words with the sentence that "
+            "answers it (English).",
+            f"{distractor_share(passages):.0%} of the passages repeat a word of an answer elsewhere.",
+        ]
+    )
+
+
+def with_counts(card: str, passages: list[Passage]) -> str:
+    """The data card with its section of counts made anew."""
+    before, rest = card.split(CARD_MARKS[0])
+    return f"{before}{CARD_MARKS[0]}\n{card_counts(passages)}\n{CARD_MARKS[1]}{rest.split(CARD_MARKS[1])[1]}"
+
+
 def main(names: list[str]) -> int:
     """Check the named passages, or all of them and the corpus; return the exit status."""
+    if names == ["--card"]:
+        path, names = HERE / "README.md", []
+        path.write_text(with_counts(path.read_text("utf-8"), load_passages()), "utf-8")
     passages = [p for p in load_passages() if not names or p.name in names]
     problems = [text for p in passages for text in passage_problems(p)]
     if not names:

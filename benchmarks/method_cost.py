@@ -1,0 +1,153 @@
+"""What each part of the method costs: one training step and one prediction on the same sequences.
+
+Trans-train reads source and target windows one by one, the others read them as pairs, so all methods see the same
+tokens. Methods take turns in every round; the medians and the ratios to trans-train of the same round are printed and
+written to ``benchmarks/results/method-cost-<machine>.json``.
+
+    python benchmarks/method_cost.py [--rounds 5] [--rows 16] [--device cpu]
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from xsta_lib.batching import Part, collate, rows_of
+from xsta_lib.configuration import XStaConfig
+from xsta_lib.corpus import write_text_atomically
+from xsta_lib.evaluation import provenance
+from xsta_lib.features import build_windows, pair_windows
+from xsta_lib.modeling import XStaForQuestionAnswering
+from xsta_lib.protocols import load_protocol
+from xsta_lib.training import TrainingConfig, has_bf16, make_optimizer, to_device
+
+RESULTS = Path(__file__).resolve().parent / "results"
+CONFIGS = {
+    "trans-train": XStaConfig.plain(),
+    "x-mixup": XStaConfig.mixup(),
+    "x-sta": XStaConfig(),
+    "x-sta w/o gdks": XStaConfig(without=["gdks"]),
+    "x-sta w/o atgc": XStaConfig(without=["atgc", "rep_norm"]),
+    "x-sta w/o alignment": XStaConfig(without=["alignment_sentence", "alignment_token"]),
+}
+
+
+def pair_batch(tokenizer, rows: int, language: str = "de") -> dict:
+    """One batch of English-German pairs of the embedded corpus."""
+    data = load_protocol("demo")
+    source = build_windows(data.parallel_source, tokenizer)
+    target = build_windows(data.parallel[language], tokenizer)
+    parts = [Part(language, target, source, pair_windows(target, source, by_answer=True))]
+    return collate(parts, rows_of(parts)[:rows], tokenizer.pad_token_id)
+
+
+def alone(inputs: dict) -> dict:
+    """One side of a pair, to be read without the other."""
+    return {name: value for name, value in inputs.items() if name not in ("source", "question_ids")}
+
+
+class Bench:
+    """One method with its own model and optimiser on the shared batch."""
+
+    def __init__(self, name: str, backbone: str, batch: dict, device: str):
+        torch.manual_seed(0)
+        self.model, _ = XStaForQuestionAnswering.from_backbone(backbone, CONFIGS[name], ["en", "de"], dropout=0.0)
+        self.model.to(device)
+        self.optimizer = make_optimizer(self.model, TrainingConfig(steps=1))
+        self.pairs, self.batch, self.device = CONFIGS[name].reads_pairs, batch, device
+        self.bf16 = has_bf16(device)
+
+    def losses(self) -> list[torch.Tensor]:
+        """The loss of the pair, or of its two sides read one by one."""
+        if self.pairs:
+            return [self.model(**self.batch).loss]
+        source = {**self.batch["source"], "language": "en"}
+        return [self.model(**source).loss, self.model(**alone(self.batch)).loss]
+
+    def _sync(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def train(self) -> float:
+        """Seconds of one optimiser step."""
+        self.model.train()
+        self._sync()
+        began = time.perf_counter()
+        with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bf16):
+            loss = sum(self.losses())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._sync()
+        return time.perf_counter() - began
+
+    @torch.inference_mode()
+    def predict(self) -> float:
+        """Seconds of one prediction of the target (trans-train: without source)."""
+        self.model.eval()
+        self._sync()
+        began = time.perf_counter()
+        with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bf16):
+            wanted = ("input_ids", "attention_mask", "language") + (("source",) if self.pairs else ())
+            inputs = {name: self.batch[name] for name in wanted}
+            if self.pairs:
+                inputs["source"] = {name: self.batch["source"][name] for name in ("input_ids", "attention_mask")}
+            self.model(**inputs)
+        self._sync()
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    """Run the rounds, print a table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--backbone", default="e5-small-q4")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    from xsta_lib.backbones import load_tokenizer
+
+    batch = to_device(pair_batch(load_tokenizer(args.backbone), args.rows), torch.device(args.device))
+    seconds: dict[str, dict[str, list[float]]] = {name: {"train": [], "predict": []} for name in CONFIGS}
+    for name in CONFIGS:  # one model in memory at a time; trans-train runs again beside each for the ratio
+        pair = {name: Bench(name, args.backbone, batch, args.device)}
+        if name != "trans-train":
+            pair["reference"] = Bench("trans-train", args.backbone, batch, args.device)
+        for bench in pair.values():  # warm-up
+            bench.train(), bench.predict()
+        for _ in range(args.rounds):
+            for kind in ("train", "predict"):
+                own = getattr(pair[name], kind)()
+                base = getattr(pair["reference"], kind)() if "reference" in pair else own
+                seconds[name][kind].append(own)
+                seconds[name].setdefault(f"{kind}_ratio", []).append(own / base)
+        print(name, {kind: round(statistics.median(values), 3) for kind, values in seconds[name].items()}, flush=True)
+    summary = {
+        name: {
+            kind: {"median": statistics.median(values), "min": min(values), "max": max(values)}
+            for kind, values in kinds.items()
+        }
+        for name, kinds in seconds.items()
+    }
+    record = {
+        "what": "seconds of one step on the same pairs; ratios to trans-train in the same round",
+        "rows": args.rows,
+        "tokens": {"target": list(batch["input_ids"].shape), "source": list(batch["source"]["input_ids"].shape)},
+        "rounds": args.rounds,
+        "backbone": args.backbone,
+        "methods": summary,
+        "provenance": provenance(),
+    }
+    machine = torch.cuda.get_device_name().replace(" ", "-") if args.device != "cpu" else f"cpu-{platform.machine()}"
+    path = RESULTS / f"method-cost-{machine}.json"
+    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

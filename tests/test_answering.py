@@ -1,0 +1,109 @@
+"""Spans and predictions: the search against brute force, every source window read once, missing sources."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import write_tiny_e5
+
+from xsta_lib import XStaConfig, XStaForQuestionAnswering
+from xsta_lib.answering import DecodingSpec, Predictor, best_spans
+from xsta_lib.features import WindowSpec
+from xsta_lib.protocols import load_protocol
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), length=st.integers(3, 24), limit=st.integers(1, 6))
+def test_best_span_is_the_best(seed, length, limit):
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.rand(2, length, 2, generator=generator)
+    allowed = torch.rand(2, length, generator=generator) > 0.3
+    allowed[:, 1] = True
+    start, end, score = best_spans(p, allowed, DecodingSpec(n_best=length, max_tokens=limit))
+    for row in range(2):
+        found = {
+            (p[row, i, 0] * p[row, j, 1]).item()
+            for i in range(length)
+            for j in range(i, min(length, i + limit))
+            if allowed[row, i] and allowed[row, j]
+        }
+        assert score[row].item() == pytest.approx(max(found))
+        assert 0 <= end[row] - start[row] < limit and allowed[row, start[row]] and allowed[row, end[row]]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A tiny random X-STA, its tokenizer and the first demo test questions."""
+    test = load_protocol("demo").tests[0]
+    questions = {language: test.questions[language][:10] for language in ("en", "de", "ar")}
+    texts = [text for part in questions.values() for q in part for text in (q.context, q.question)]
+    path = write_tiny_e5(tmp_path_factory.mktemp("tiny") / "tiny.bin", texts=texts)
+    torch.manual_seed(1)
+    model, tokenizer = XStaForQuestionAnswering.from_backbone(str(path), XStaConfig(sharing_layer=2), ["en", "de"])
+    torch.nn.init.normal_(model.qa_outputs.weight, std=1.0)
+    return model, tokenizer, questions
+
+
+def predict(reader, targets, source, **options):
+    model, tokenizer, _ = reader
+    spec = WindowSpec(max_length=160, stride=32)
+    return Predictor(model, tokenizer, spec=spec, **options).predict(targets, source)
+
+
+def test_all_questions_are_answered_from_their_contexts(reader):
+    questions = reader[2]
+    answers = predict(reader, questions, questions["en"])
+    for language, part in questions.items():
+        for reading in ("calibrated", "target", "teacher"):
+            texts = answers[language].texts[reading]
+            assert set(texts) == {q.id for q in part}
+            assert all(texts[q.id] and texts[q.id] in q.context for q in part)
+
+
+def test_batch_size_and_chunks_change_nothing(reader):
+    questions = reader[2]
+    big, small = (predict(reader, questions, questions["en"], batch_size=b, chunk=c) for b, c in ((32, 256), (3, 4)))
+    for language in questions:
+        assert big[language].texts == small[language].texts
+        for key, value in big[language].scores["calibrated"].items():
+            assert value == pytest.approx(small[language].scores["calibrated"][key], abs=1e-5)
+
+
+def test_every_source_window_is_encoded_once(reader):
+    model, _, questions = reader
+    seen = Counter()
+    encode = model.encode
+
+    def counting(input_ids, attention_mask, language, source=None, keep_attention=False):
+        if source is None and language == "en":
+            seen.update(tuple(ids[mask.bool()].tolist()) for ids, mask in zip(input_ids, attention_mask, strict=True))
+        return encode(input_ids, attention_mask, language, source, keep_attention)
+
+    model.encode = counting
+    try:
+        predict(reader, {language: questions[language] for language in ("de", "ar")}, questions["en"], chunk=5)
+    finally:
+        del model.encode
+    assert seen and set(seen.values()) == {1}
+
+
+def test_without_a_source_the_target_answers_alone(reader):
+    questions = reader[2]
+    targets = {"de": questions["de"]}
+    alone = predict(reader, targets, None)["de"]
+    partly = predict(reader, targets, questions["en"][:4])["de"]
+    paired = predict(reader, targets, questions["en"])["de"]
+    keys = [q.id for q in questions["de"]]
+    assert all(partly.texts["calibrated"][key] == alone.texts["calibrated"][key] for key in keys[4:])
+    for key in keys[:4]:
+        assert partly.scores["calibrated"][key] == pytest.approx(paired.scores["calibrated"][key], abs=1e-5)
+    assert paired.scores["calibrated"] != alone.scores["calibrated"]
+
+
+def test_an_english_question_takes_the_source_path(reader):
+    questions = reader[2]
+    with_source = predict(reader, {"en": questions["en"]}, questions["en"])["en"]
+    alone = predict(reader, {"en": questions["en"]}, None)["en"]
+    assert with_source.texts == alone.texts and with_source.scores == alone.scores

@@ -1,0 +1,167 @@
+"""The loop: the loss falls, a killed run resumes bit for bit, bad checkpoints and losses stop with a reason."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import write_tiny_e5
+
+from xsta_lib import XStaConfig, XStaForQuestionAnswering
+from xsta_lib.batching import Part
+from xsta_lib.checkpoints import CheckpointError, newest_checkpoint
+from xsta_lib.features import WindowSpec, build_windows, pair_windows
+from xsta_lib.protocols import load_protocol
+from xsta_lib.training import Trainer, TrainingConfig, TrainingError, make_optimizer
+
+STEPS = 12
+
+
+def make_trainer(folder: Path, backbone: Path, **changes) -> Trainer:
+    """A trainer of a tiny X-STA (dropout on) on 24 English rows and 24 German pairs, batches of 8."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    config = XStaConfig(sharing_layer=2)
+    model, tokenizer = XStaForQuestionAnswering.from_backbone(str(backbone), config, ["en", "de"], dropout=0.1)
+    data, spec = load_protocol("demo"), WindowSpec(max_length=192, stride=32)
+    source = build_windows(data.train[:24], tokenizer, spec)
+    target = build_windows(data.parallel["de"][:24], tokenizer, spec)
+    parts = [Part("en", source), Part("de", target, source, pair_windows(target, source, by_answer=True))]
+    settings = {"steps": STEPS, "batch_size": 8, "learning_rate": 3e-3, "save_every": 3, "log_every": 1} | changes
+    return Trainer(model, parts, TrainingConfig(**settings), tokenizer.pad_token_id, folder)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Path:
+    data = load_protocol("demo")
+    texts = [q.context for q in (*data.train, *data.parallel["de"])]
+    return write_tiny_e5(tmp_path_factory.mktemp("tiny") / "tiny.bin", texts=texts)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, backbone) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Weights and log of an uninterrupted run."""
+    trainer = make_trainer(tmp_path_factory.mktemp("whole"), backbone)
+    result = trainer.train(progress=False)
+    return {name: value.clone() for name, value in trainer.plain_model.state_dict().items()}, result.log
+
+
+def test_loss_falls_and_is_logged(tmp_path, backbone):
+    trainer = make_trainer(tmp_path, backbone, steps=40, save_every=0, log_every=5)
+    log = trainer.train(progress=False).log
+    assert log[-1]["loss"] < 0.9 * log[0]["loss"]
+    pairs = [line for line in log if "teacher" in line]
+    assert pairs and {"source", "target", "sentence", "token", "lambda", "teacher_mass"} <= set(pairs[0])
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert written == log
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_training import make_trainer
+make_trainer(Path({folder!r}), Path({backbone!r})).train(progress=False)
+"""
+
+
+@pytest.mark.parametrize("seen", ["step-0000003", ".step-0000006.part", "step-0000009"])
+def test_killed_run_resumes_bit_for_bit(tmp_path, backbone, whole, seen):
+    code = RUNNER.format(tests=str(Path(__file__).parent), folder=str(tmp_path), backbone=str(backbone))
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent)
+    until = time.monotonic() + 120
+    while not (tmp_path / "checkpoints" / seen).exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.0005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() in (-signal.SIGKILL, 0)
+    trainer = make_trainer(tmp_path, backbone)
+    before = newest_checkpoint(tmp_path / "checkpoints")
+    result = trainer.train(progress=False)
+    assert before is not None and int(before.name[5:]) in (3, 6, 9, 12)
+    weights, log = whole
+    for name, value in trainer.plain_model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    timeless = [{k: v for k, v in line.items() if k != "seconds"} for line in result.log]
+    assert timeless == [{k: v for k, v in line.items() if k != "seconds"} for line in log]
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, backbone):
+    make_trainer(tmp_path, backbone, steps=3).train(progress=False)
+    with pytest.raises(CheckpointError, match="another run"):
+        make_trainer(tmp_path, backbone, steps=3, seed=7).train(progress=False)
+    path = newest_checkpoint(tmp_path / "checkpoints") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        make_trainer(tmp_path, backbone, steps=3).train(progress=False)
+
+
+def test_interrupt_saves_and_says_how_to_go_on(tmp_path, backbone, capsys):
+    trainer = make_trainer(tmp_path, backbone, save_every=0)
+    step = trainer.train_step
+
+    def interrupted(batch):
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+        return step(batch)
+
+    trainer.train_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(progress=False)
+    assert newest_checkpoint(tmp_path / "checkpoints").name == "step-0000002"
+    assert "go on" in capsys.readouterr().out
+
+
+def test_nan_stops_with_step_and_ids(tmp_path, backbone):
+    trainer = make_trainer(tmp_path, backbone, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"step \d+ \((en|de), ids"):
+        trainer.train(progress=False)
+
+
+def test_best_weights_come_back(tmp_path, backbone):
+    trainer = make_trainer(tmp_path, backbone, steps=6, evaluate_every=2, save_every=0)
+    kept, scores = {}, iter([10.0, 30.0, 20.0])
+
+    def evaluate() -> float:
+        kept[trainer.step] = {name: value.clone() for name, value in trainer.plain_model.state_dict().items()}
+        return next(scores)
+
+    trainer.evaluate = evaluate
+    result = trainer.train(progress=False)
+    assert (result.best_score, result.best_step) == (30.0, 4)
+    for name, value in trainer.plain_model.state_dict().items():
+        assert torch.equal(value, kept[4][name]), name
+    assert set(load_file(str(tmp_path / "best.safetensors"))) == set(kept[4])
+
+
+def test_no_decay_on_scalars_biases_and_norms(backbone):
+    trainer = make_trainer(None, backbone)
+    model = trainer.plain_model
+    decayed, plain = make_optimizer(model, trainer.config).param_groups
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in model.parameters() if p.ndim >= 2}
+    assert any(p is model.sharing_layer.mixing_weight for p in plain["params"]) and plain["weight_decay"] == 0
+
+
+def test_accumulation_gives_the_same_step_without_contrast(backbone):
+    losses = []
+    for accumulation in (1, 2):
+        trainer = make_trainer(None, backbone, accumulation=accumulation, precision="fp32")
+        trainer.plain_model.config.zeta = 0.0
+        trainer.plain_model.config.gamma = 0.0
+        trainer.rows = [row for row in trainer.rows if row.source < 0]
+        losses.append(trainer.train_step(trainer.rows[:8])["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # dropout draws differ
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"precision": "int4"}, "allowed"), ({"steps": 0}, "at least 1"), ({"warmup": 2.0}, "warmup")],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**{"steps": 1, **change})
