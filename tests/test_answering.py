@@ -76,10 +76,10 @@ def test_every_source_window_is_encoded_once(reader):
     seen = Counter()
     encode = model.encode
 
-    def counting(input_ids, attention_mask, language, source=None, keep_attention=False):
+    def counting(input_ids, attention_mask, language, source=None, *rest, **options):
         if source is None and language == "en":
             seen.update(tuple(ids[mask.bool()].tolist()) for ids, mask in zip(input_ids, attention_mask, strict=True))
-        return encode(input_ids, attention_mask, language, source, keep_attention)
+        return encode(input_ids, attention_mask, language, source, *rest, **options)
 
     model.encode = counting
     try:

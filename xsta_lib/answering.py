@@ -183,7 +183,8 @@ class Predictor:
 
     def _inputs(self, windows: Windows, indices) -> dict[str, Tensor]:
         inputs = collate_windows(windows, indices, self.tokenizer.pad_token_id, multiple=8)
-        return {name: inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return {name: inputs[name].to(self.model.device) for name in names if name in inputs}
 
     def _autocast(self):
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)

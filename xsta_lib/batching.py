@@ -104,6 +104,10 @@ def collate_windows(windows: Windows, indices: Sequence[int], pad_id: int, multi
     """Model inputs of some windows with their gold positions."""
     indices = np.asarray(indices)
     inputs = pad([windows.input_ids[i] for i in indices], pad_id, multiple)
+    if windows.segments:
+        places = torch.arange(inputs["input_ids"].shape[1])
+        context = places >= torch.from_numpy(windows.context_start[indices].astype(np.int64))[:, None]
+        inputs["token_type_ids"] = context * inputs["attention_mask"]
     inputs["start_positions"] = torch.from_numpy(windows.start[indices].astype(np.int64))
     inputs["end_positions"] = torch.from_numpy(windows.end[indices].astype(np.int64))
     inputs["holds_answer"] = torch.from_numpy(windows.holds_answer[indices].copy())

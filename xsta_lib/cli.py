@@ -9,10 +9,15 @@ from .configuration import ABLATIONS
 
 
 def _download(args: argparse.Namespace) -> None:
+    from .corpora import read_corpus
+    from .corpus import CorpusError
     from .download import fetch
 
     for path in fetch(args.what, args.languages or None):
-        print(path)
+        try:
+            print(read_corpus(path, repeats="first")[1] if path.suffix == ".json" else path)
+        except CorpusError as error:
+            print(error)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -33,14 +38,14 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from .experiments import METHODS, RESULTS, RUNS, experiment, load_results, run_experiment
+    from .experiments import DEMO_METHODS, RESULTS, RUNS, experiment, load_results, run_experiment
     from .figures import metrics_frame, results_table, write_figures
     from .protocols import load_protocol
     from .training import peak_memory_bytes
 
     results = RESULTS if args.keep else RUNS / "results"
     data = load_protocol("demo")
-    for method in METHODS:
+    for method in DEMO_METHODS:
         run_experiment(experiment("demo", method), data, results=results)
     frame = metrics_frame(load_results("demo", results))
     print("\n" + results_table(frame, "demo") + "\n")
@@ -136,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         args.run(args)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"xsta: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

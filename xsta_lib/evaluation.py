@@ -5,6 +5,7 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -63,8 +64,9 @@ def evaluate_readings(
     return found
 
 
+@cache
 def provenance() -> dict:
-    """Versions, machine and commit a result was measured with."""
+    """Versions, machine and commit a result was measured with; asked once a process, as its code is loaded."""
     packages = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
     found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()

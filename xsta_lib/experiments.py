@@ -26,6 +26,7 @@ from .training import Trainer, TrainingConfig, TrainingResult, peak_memory_bytes
 RESULTS = ROOT / "results"
 RUNS = ROOT / "runs"
 METHODS = ("zero-shot", "trans-train", "x-mixup", "x-sta")
+DEMO_METHODS = ("zero-shot", "trans-train", "x-sta")  # what `make demo` has time for
 
 # Optimisation of each protocol: every method of a comparison gets the same.
 SETTINGS = {
@@ -232,7 +233,9 @@ def load_run(exp: Experiment):
 
     folder = run_folder(exp) / "model"
     if not is_trained(exp):
-        raise FileNotFoundError(f"{folder}: not trained on this machine yet; run 'make {exp.protocol}' first")
+        raise FileNotFoundError(
+            f"{folder}: not trained on this machine yet; run 'xsta train --protocol {exp.protocol} --method {exp.method}' first"
+        )
     return XStaForQuestionAnswering.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 

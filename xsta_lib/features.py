@@ -92,10 +92,11 @@ class Windows:
         data: the cached columns.
         questions: what they were made of.
         texts: keep the contexts, which only :meth:`text` needs; training does without.
+        segments: the encoder tells question and context apart by token types (BERT does, XLM-R does not).
     """
 
-    def __init__(self, data: Dataset, questions: Sequence[Question], texts: bool = True):
-        self.ids = [question.id for question in questions]
+    def __init__(self, data: Dataset, questions: Sequence[Question], texts: bool = True, segments: bool = False):
+        self.ids, self.segments = [question.id for question in questions], segments
         self.contexts = [question.context for question in questions] if texts else None
         self._table = data.data.table
         for name in ("row", "window", "windows", "context_start", "start", "end", "holds_answer"):
@@ -234,10 +235,11 @@ def build_windows(
         texts: keep the contexts for :meth:`Windows.text`; ``False`` saves their memory in training.
     """
     spec = spec or WindowSpec()
+    segments = "token_type_ids" in tokenizer.model_input_names
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     folder = Path(cache) / fingerprint(questions, tokenizer, spec) if cache else None
     if folder and folder.is_dir():
-        return Windows(load_from_disk(str(folder)), questions, texts)
+        return Windows(load_from_disk(str(folder)), questions, texts, segments)
     shown = is_progress_bar_enabled()
     (enable_progress_bar if progress else disable_progress_bar)()
     try:
@@ -254,7 +256,7 @@ def build_windows(
             data = load_from_disk(str(folder))
     finally:
         (enable_progress_bar if shown else disable_progress_bar)()
-    return Windows(data, questions, texts)
+    return Windows(data, questions, texts, segments)
 
 
 def _save_whole(data: Dataset, folder: Path) -> None:

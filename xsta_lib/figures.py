@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, told apart by colour-blind readers. The protocol of
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -166,6 +166,54 @@ def training_curves(log: Sequence[dict]) -> Figure:
     right.set(xlabel="step", ylabel="lambda", title="weight of the target's own attention")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def length_boxes(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
+    """Window lengths in tokens by language; the line is the longest window."""
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.boxplot(list(lengths.values()), tick_labels=list(lengths), flierprops={"markersize": 3})
+    axes.axhline(limit, color="#D55E00", linewidth=1, linestyle="--")
+    axes.set(ylabel="tokens in a window", title="window lengths by language")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def answer_positions(source: Sequence[Question], targets: Mapping[str, Sequence[Question]]) -> pd.DataFrame:
+    """Where the middle of each answer lies in its context, 0 to 1: rows ``language, id, source, target``."""
+
+    def place(question: Question) -> float:
+        answer = question.answers[0]
+        return (answer.start + answer.end) / 2 / len(question.context)
+
+    english = {question.id: place(question) for question in source}
+    rows = [
+        (language, question.id, english[question.id], place(question))
+        for language, questions in targets.items()
+        for question in questions
+        if question.id in english
+    ]
+    return pd.DataFrame(rows, columns=["language", "id", "source", "target"])
+
+
+def position_scatter(positions: pd.DataFrame) -> Figure:
+    """Answer positions, source against target, one panel a language; r is the correlation."""
+    languages = list(dict.fromkeys(positions["language"]))
+    figure = Figure(figsize=(2.3 * len(languages), 2.6), layout="constrained")
+    for axes, language in zip(
+        figure.subplots(1, len(languages), sharey=True, squeeze=False)[0], languages, strict=True
+    ):
+        part = positions[positions["language"] == language]
+        axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+        axes.scatter(part["source"], part["target"], s=8, color="#0072B2", alpha=0.6)
+        axes.set(
+            title=f"{language}, r = {part['source'].corr(part['target']):.2f}",
+            xlabel="place in English",
+            aspect="equal",
+        )
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("place in target")
     return figure
 
 

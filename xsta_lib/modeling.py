@@ -131,6 +131,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
         language: str,
         source: Encoded | None = None,
         keep_attention: bool = False,
+        token_type_ids: Tensor | None = None,
     ) -> Encoded:
         """One pass of one language; with ``source`` its sharing layer reads the source's states.
 
@@ -139,11 +140,14 @@ class XStaForQuestionAnswering(PreTrainedModel):
             language: whose normalisation statistics to use.
             source: the source's own pass, over the same questions row by row; lengths may differ.
             keep_attention: keep the cross-attention probabilities.
+            token_type_ids: (B, N) 1 on the context, for encoders that tell question and context apart.
         """
         context = SharingContext(attention_mask, keep_attention=keep_attention)
         if source is not None:
             context.source_input, context.source_mask = source.layer_input, source.mask
         extra = {"sharing": context} if self.config.reads_pairs else {}
+        if token_type_ids is not None:
+            extra["token_type_ids"] = token_type_ids
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
         normalised = states if self.normalisation is None else self.normalisation(states, attention_mask, language)
         read = normalised if self.config.span_states == "normalised" else states
@@ -176,6 +180,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
         source: Mapping | Encoded | None = None,
         question_ids: Tensor | None = None,
         explain: bool = False,
+        token_type_ids: Tensor | None = None,
     ) -> XStaOutput:
         """Read the target (B, N_T), with its source where there is one.
 
@@ -187,15 +192,19 @@ class XStaForQuestionAnswering(PreTrainedModel):
                 ``attention_mask``, ``start_positions``, ``end_positions``, ``holds_answer``), or an :class:`Encoded`.
             question_ids: (B,) numbers that are equal for rows of one question.
             explain: return the attentions too.
+            token_type_ids: (B, N_T) as in :meth:`encode`; a source brings its own.
         """
         inputs = source if isinstance(source, Mapping) else None
         if inputs is not None:
-            source = self.encode(inputs["input_ids"], inputs["attention_mask"], self.config.source_language)
+            names = ("input_ids", "attention_mask", "token_type_ids")
+            given = {name: inputs[name] for name in names if name in inputs}
+            source = self.encode(**given, language=self.config.source_language)
         elif source is not None and start_positions is not None:
             raise ValueError("training needs the source's inputs, not its encoded states")
         with_loss = start_positions is not None and self.config.eta > 0
         keep = explain or (with_loss and self.config.token_alignment == "cross-attention")
-        target = self.encode(input_ids, attention_mask, language or self.config.source_language, source, keep)
+        language = language or self.config.source_language
+        target = self.encode(input_ids, attention_mask, language, source, keep, token_type_ids)
         output = self._distributions(target, source, explain)
         if start_positions is not None:
             gold = (start_positions, end_positions)
