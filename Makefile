@@ -40,6 +40,7 @@ check: .venv/.ready
 # Re-execute the notebooks and keep their outputs.
 notebooks: .venv/.ready
 	@for notebook in $(NOTEBOOKS); do $(BIN)/papermill --cwd notebooks $$notebook $$notebook || exit 1; done
+	$(BIN)/python notebooks/tidy.py $(NOTEBOOKS)
 
 # Measure every committed demo result anew.
 grids: .venv/.ready

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import write_tiny_e5
 
 from xsta_lib import XStaConfig, XStaForQuestionAnswering
-from xsta_lib.answering import DecodingSpec, Predictor, best_spans
+from xsta_lib.answering import DecodingSpec, Predictor, best_spans, explain
 from xsta_lib.features import WindowSpec
 from xsta_lib.protocols import load_protocol
 
@@ -107,3 +107,21 @@ def test_an_english_question_takes_the_source_path(reader):
     with_source = predict(reader, {"en": questions["en"]}, questions["en"])["en"]
     alone = predict(reader, {"en": questions["en"]}, None)["en"]
     assert with_source.texts == alone.texts and with_source.scores == alone.scores
+
+
+def test_an_explanation_has_attentions_distributions_and_their_tokens(reader):
+    model, tokenizer, questions = reader
+    predictor = Predictor(model, tokenizer)
+    found = explain(predictor, questions["de"][0], "de", questions["en"][0])
+    n_target, n_source = len(found.target_tokens), len(found.source_tokens)
+    assert found.cross_attention.shape == (2, n_target, n_source) and found.teacher_attention.shape == (
+        n_target,
+        n_source,
+    )
+    assert found.cross_attention.sum(-1) == pytest.approx(1, abs=1e-5)
+    for p in (found.target, found.teacher, found.calibrated):
+        assert p.shape == (n_target, 2) and p.sum(0) == pytest.approx(1, abs=1e-5)
+    assert found.calibrated == pytest.approx((found.target + found.teacher) / 2, abs=1e-6)
+    assert found.target_tokens[0] == "<s>" and found.answer in questions["de"][0].context
+    alone = explain(predictor, questions["de"][0], "de")
+    assert alone.teacher is None and alone.cross_attention is None and alone.source_tokens == []

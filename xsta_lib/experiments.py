@@ -10,20 +10,19 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
 from .batching import Part
 from .configuration import XStaConfig
 from .corpus import CorpusError, write_text_atomically
-from .evaluation import ROOT, Evaluation, evaluate_model, evaluate_readings, provenance
+from .evaluation import evaluate_model, evaluate_readings, provenance
 from .features import build_windows, pair_windows, window_cache
 from .modeling import XStaForQuestionAnswering
 from .protocols import LOADERS, ProtocolData, load_protocol
+from .results import RESULTS, ROOT, load_results, write_result
 from .training import Trainer, TrainingConfig, TrainingResult, peak_memory_bytes
 
-RESULTS = ROOT / "results"
 RUNS = ROOT / "runs"
 METHODS = ("zero-shot", "trans-train", "x-mixup", "x-sta")
 DEMO_METHODS = ("zero-shot", "trans-train", "x-sta")  # what `make demo` has time for
@@ -233,46 +232,29 @@ def load_run(exp: Experiment):
 
     folder = run_folder(exp) / "model"
     if not is_trained(exp):
-        raise FileNotFoundError(
-            f"{folder}: not trained on this machine yet; run 'xsta train --protocol {exp.protocol} --method {exp.method}' first"
-        )
+        command = f"xsta train --protocol {exp.protocol} --method {exp.method}"
+        raise FileNotFoundError(f"{folder}: not trained on this machine yet; run '{command}' first")
     return XStaForQuestionAnswering.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
-def write_result(
-    exp: Experiment, source: str, evaluations: dict[str, dict[str, Evaluation]], extra: dict, results: Path = RESULTS
-) -> Path:
-    """Write one result; ``evaluations`` is test set to reading to :class:`Evaluation`, the first reading counts."""
-    name = exp.name + ("_target-only" if exp.model_config().reads_pairs and source == "none" else "")
-    metrics, readings, rows = {}, {}, []
-    for dataset, by_reading in evaluations.items():
-        for reading, evaluation in by_reading.items():
-            readings.setdefault(reading, {})[dataset] = evaluation.metrics
-        main = next(iter(by_reading.values()))
-        metrics[dataset] = main.metrics
-        for language, scores in main.scores.items():
-            rows += [(dataset, language, key, 100 * s.f1, 100 * s.em) for key, s in scores.items()]
-    result = {
+def result_path(exp: Experiment, source: str, results: Path = RESULTS) -> Path:
+    """Where a result goes: a method that reads pairs has one result with its source and one without."""
+    alone = exp.model_config().reads_pairs and source == "none"
+    return results / exp.place / f"{exp.name}{'_target-only' if alone else ''}.json"
+
+
+def describe(exp: Experiment, source: str) -> dict:
+    """The fields of a result that say what was run."""
+    return {
         "protocol": exp.place,
         "method": exp.method,
         "without": list(exp.without),
         "backbone": exp.backbone,
         "seed": exp.seed,
         "source": source,
-        "metrics": metrics,
-        "readings": readings if len(readings) > 1 else {},
-        "peak_memory_bytes": peak_memory_bytes(),
         "config": asdict(exp),
         "fingerprint": exp.fingerprint,
-        **extra,
     }
-    path = results / exp.place / f"{name}.json"
-    write_text_atomically(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    frame = pd.DataFrame(rows, columns=["dataset", "language", "id", "f1", "em"])
-    temporary = path.with_name(f".{name}.scores.part")
-    frame.astype({"f1": "float32", "em": "float32"}).to_parquet(temporary, index=False, compression="zstd")
-    temporary.replace(path.with_name(f"{name}.scores.parquet"))
-    return path
 
 
 def run_experiment(
@@ -293,15 +275,16 @@ def run_experiment(
                 print(f"{exp.method}: {test.name}, source {source}")
             readings = ("calibrated", "target", "teacher") if source != "none" and test.source else ("calibrated",)
             evaluations[test.name] = evaluate_readings(model, tokenizer, test, source, readings, progress)
-        extra = {
+        record = describe(exp, source) | {
             "seconds": training.seconds,
             "evaluation_seconds": time.perf_counter() - began,
+            "peak_memory_bytes": peak_memory_bytes(),
             "best_step": training.best_step,
             "validation_f1": training.best_score,
             "log": training.log,
             "provenance": origin,
         }
-        written.append(write_result(exp, source, evaluations, extra, results))
+        written.append(write_result(result_path(exp, source, results), record, evaluations))
         began = time.perf_counter()
     return written
 
@@ -312,14 +295,6 @@ def load_or_run(exp: Experiment, progress: bool = True) -> list[dict]:
     if not found:
         found = [json.loads(path.read_text("utf-8")) for path in run_experiment(exp, progress=progress)]
     return found
-
-
-def load_results(protocol: str, folder: Path = RESULTS) -> list[dict]:
-    """All results of a protocol; ``scores`` is the path of the per-question scores beside each."""
-    return [
-        {**json.loads(path.read_text("utf-8")), "scores": str(path.with_suffix("")) + ".scores.parquet"}
-        for path in sorted((folder / protocol).glob("*.json"))
-    ]
 
 
 def is_trained(exp: Experiment) -> bool:

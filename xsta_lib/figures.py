@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy.stats import bootstrap
 
 from .corpus import Question
-from .experiments import RESULTS, ROOT, load_results
+from .results import RESULTS, ROOT, load_results, load_scores
 
 FIGURES = ROOT / "figures"
 COLOURS = {
@@ -83,12 +83,6 @@ def average_interval(scores: pd.DataFrame, metric: str = "f1", seed: int = 0) ->
     return value, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def load_scores(file: str, dataset: str) -> pd.DataFrame:
-    """The per-question scores stored beside a result."""
-    frame = pd.read_parquet(file)
-    return frame[frame["dataset"] == dataset]
-
-
 def results_table(frame: pd.DataFrame, dataset: str) -> str:
     """F1 / EM by system and language as a Markdown table; the average carries its 95 % interval (of F1)."""
     part = frame[frame["dataset"] == dataset]
@@ -122,7 +116,7 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
         axes.errorbar(places[-1], value, [[value - low], [high - value]], color="black", capsize=2, linewidth=1)
     axes.set_xticks(range(len(languages) + 1), [*languages, "average"])
     axes.axvline(len(languages) - 0.5, color="0.8", linewidth=1)
-    axes.set(ylabel="F1 (%)", title=f"{dataset}, protocol {protocol}: F1 by language")
+    axes.set(ylabel="F1 (%)", title=f"F1 by language: {dataset} (protocol {protocol})")
     axes.legend(
         ncols=min(4, len(names)), frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.1)
     )
@@ -144,7 +138,7 @@ def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") ->
         bars = axes.bar(places, heights, width, label=system, color=COLOURS.get(system, f"C{number}"))
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
     axes.set_xticks(range(2), list(sides))
-    axes.set(ylabel="F1 (%)", title=f"{dataset}, protocol {part['protocol'].iloc[0]}: source and targets")
+    axes.set(ylabel="F1 (%)", title=f"Source and targets: {dataset} (protocol {part['protocol'].iloc[0]})")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
