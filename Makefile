@@ -21,7 +21,7 @@ demo: .venv/.ready
 	$(BIN)/xsta demo
 	@for notebook in $(NOTEBOOKS); do \
 	  echo "running $$notebook"; mkdir -p runs/notebooks; \
-	  $(BIN)/papermill --no-progress-bar --cwd notebooks $$notebook runs/notebooks/$$(basename $$notebook) || exit 1; \
+	  $(BIN)/papermill --cwd notebooks $$notebook runs/notebooks/$$(basename $$notebook) || exit 1; \
 	done
 	@echo "Done. Open figures/ or the executed notebooks in runs/notebooks/."
 
@@ -52,6 +52,10 @@ compact: .venv/.ready
 	$(BIN)/xsta download compact
 	for method in zero-shot x-sta trans-train; do $(BIN)/xsta train --protocol compact --method $$method || exit 1; done
 	$(BIN)/xsta figures --protocol compact
+
+# What each part of the method costs (two models in memory: 6 GiB).
+bench: .venv/.ready
+	$(BIN)/python benchmarks/method_cost.py
 
 clean:
 	rm -rf .venv runs build *.egg-info

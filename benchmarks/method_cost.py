@@ -2,7 +2,7 @@
 
 Trans-train reads source and target windows one by one, the others read them as pairs, so all methods see the same
 tokens. Methods take turns in every round; the medians and the ratios to trans-train of the same round are printed and
-written to ``benchmarks/results/method-cost-<machine>.json``.
+written to ``benchmarks/results/method-cost-<machine>.json``. Trans-train against itself shows the noise.
 
     python benchmarks/method_cost.py [--rounds 5] [--rows 16] [--device cpu]
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from xsta_lib.backbones import load_tokenizer
 from xsta_lib.batching import Part, collate, rows_of
 from xsta_lib.configuration import XStaConfig
 from xsta_lib.corpus import write_text_atomically
@@ -102,51 +103,49 @@ class Bench:
         return time.perf_counter() - began
 
 
+def measure(name: str, backbone: str, batch: dict, device: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of one method, and its ratios to trans-train, which takes turns with it in every round."""
+    bench, reference = Bench(name, backbone, batch, device), Bench("trans-train", backbone, batch, device)
+    for warm in (bench, reference):
+        warm.train(), warm.predict()
+    found: dict[str, list[float]] = {"train": [], "train_ratio": [], "predict": [], "predict_ratio": []}
+    for _ in range(rounds):
+        for kind in ("train", "predict"):
+            own, base = getattr(bench, kind)(), getattr(reference, kind)()
+            found[kind].append(own)
+            found[f"{kind}_ratio"].append(own / base)
+    return {
+        kind: {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        for kind, values in found.items()
+    }
+
+
 def main() -> None:
-    """Run the rounds, print a table, write the JSON."""
+    """Run the rounds, print a line a method, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--backbone", default="e5-small-q4")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    from xsta_lib.backbones import load_tokenizer
-
     batch = to_device(pair_batch(load_tokenizer(args.backbone), args.rows), torch.device(args.device))
-    seconds: dict[str, dict[str, list[float]]] = {name: {"train": [], "predict": []} for name in CONFIGS}
-    for name in CONFIGS:  # one model in memory at a time; trans-train runs again beside each for the ratio
-        pair = {name: Bench(name, args.backbone, batch, args.device)}
-        if name != "trans-train":
-            pair["reference"] = Bench("trans-train", args.backbone, batch, args.device)
-        for bench in pair.values():  # warm-up
-            bench.train(), bench.predict()
-        for _ in range(args.rounds):
-            for kind in ("train", "predict"):
-                own = getattr(pair[name], kind)()
-                base = getattr(pair["reference"], kind)() if "reference" in pair else own
-                seconds[name][kind].append(own)
-                seconds[name].setdefault(f"{kind}_ratio", []).append(own / base)
-        print(name, {kind: round(statistics.median(values), 3) for kind, values in seconds[name].items()}, flush=True)
-    summary = {
-        name: {
-            kind: {"median": statistics.median(values), "min": min(values), "max": max(values)}
-            for kind, values in kinds.items()
-        }
-        for name, kinds in seconds.items()
-    }
+    methods = {}
+    for name in CONFIGS:
+        methods[name] = measure(name, args.backbone, batch, args.device, args.rounds)
+        print(name, {kind: round(values["median"], 3) for kind, values in methods[name].items()}, flush=True)
     record = {
         "what": "seconds of one step on the same pairs; ratios to trans-train in the same round",
         "rows": args.rows,
         "tokens": {"target": list(batch["input_ids"].shape), "source": list(batch["source"]["input_ids"].shape)},
         "rounds": args.rounds,
         "backbone": args.backbone,
-        "methods": summary,
+        "methods": methods,
         "provenance": provenance(),
     }
-    machine = torch.cuda.get_device_name().replace(" ", "-") if args.device != "cpu" else f"cpu-{platform.machine()}"
+    machine = f"cpu-{platform.machine()}" if args.device == "cpu" else torch.cuda.get_device_name().replace(" ", "-")
     path = RESULTS / f"method-cost-{machine}.json"
     write_text_atomically(path, json.dumps(record, indent=1) + "\n")
-    print(path)
+    print(path.name)
 
 
 if __name__ == "__main__":

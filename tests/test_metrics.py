@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from xsta_lib.metrics import Score, aggregate, normalise, read_predictions, score, score_all
+from xsta_lib.metrics import Score, aggregate, normalise, read_predictions, score, score_all, write_predictions
 
 # Computed with the original MLQA and SQuAD v1.1 scripts: language, prediction, gold, (EM, F1) of each rule.
 GOLDEN = [
@@ -102,3 +102,10 @@ def test_faulty_predictions_are_refused_with_the_file(tmp_path, content, message
     with pytest.raises(ValueError, match=message) as caught:
         read_predictions(path)
     assert str(path) in str(caught.value)
+
+
+def test_predictions_come_back_as_written(tmp_path):
+    predictions = {"a": "ein „Haus“", "b": "", "c": "北京"}
+    write_predictions(tmp_path / "runs" / "p.json", predictions)
+    assert read_predictions(tmp_path / "runs" / "p.json") == predictions
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["p.json"]

@@ -165,3 +165,11 @@ def test_accumulation_gives_the_same_step_without_contrast(backbone):
 def test_bad_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**{"steps": 1, **change})
+
+
+def test_two_precisions_in_one_process(backbone):
+    for precision in ("fp32", "bf16", "fp32"):
+        trainer = make_trainer(None, backbone, precision=precision)
+        losses = trainer.train_step(trainer.rows[:4])
+        assert trainer.accelerator.mixed_precision == {"fp32": "no"}.get(precision, precision)
+        assert losses["loss"] == losses["loss"]

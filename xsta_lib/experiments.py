@@ -18,6 +18,7 @@ from .configuration import XStaConfig
 from .corpus import CorpusError, write_text_atomically
 from .evaluation import evaluate_model, evaluate_readings, provenance
 from .features import build_windows, pair_windows, window_cache
+from .metrics import write_predictions
 from .modeling import XStaForQuestionAnswering
 from .protocols import LOADERS, ProtocolData, load_protocol
 from .results import RESULTS, ROOT, load_results, write_result
@@ -284,6 +285,9 @@ def run_experiment(
             "log": training.log,
             "provenance": origin,
         }
+        for name, by_reading in evaluations.items():
+            for language, texts in by_reading["calibrated"].answers.items():
+                write_predictions(run_folder(exp) / "predictions" / f"{name}.{language}.{source}.json", texts)
         written.append(write_result(result_path(exp, source, results), record, evaluations))
         began = time.perf_counter()
     return written

@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from .corpus import write_text_atomically
+
 RULES = ("mlqa", "squad")
 
 # MLQA's articles; in Arabic the article is written onto its word, and every alef+lam goes, even inside a word.
@@ -114,6 +116,11 @@ def aggregate(scores: Mapping[str, Score]) -> dict[str, float]:
         "em": 100 * sum(s.em for s in scores.values()) / n,
         "n": n,
     }
+
+
+def write_predictions(path: str | Path, predictions: Mapping[str, str]) -> None:
+    """Write predictions in the official form ``{id: text}``, atomically."""
+    write_text_atomically(path, json.dumps(dict(predictions), ensure_ascii=False, indent=0) + "\n")
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -132,6 +133,9 @@ class Trainer:
         if precision == "auto":
             precision = "bf16" if has_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
         mixed = "no" if precision == "fp32" else precision
+        known = AcceleratorState._shared_state.get("_mixed_precision")
+        if known not in (None, mixed):  # accelerate keeps one precision a process unless told to forget it
+            AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=mixed)
         self.parts, self.config, self.pad_id, self.evaluate = parts, config, pad_id, evaluate
         self.rows = list(rows) if rows is not None else rows_of(parts)
