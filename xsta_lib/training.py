@@ -4,6 +4,7 @@ import json
 import math
 import resource
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -267,8 +268,10 @@ class Trainer:
         state = load_checkpoint(path, self.plain_model, self.optimizer, self.run)
         self.step = state["step"]
         self.result = TrainingResult(**state["result"])
-        for _ in range(self.step):
-            self.schedule.step()
+        with warnings.catch_warnings():  # torch takes the schedule running ahead of the optimiser for a mistake
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(self.step):
+                self.schedule.step()
         log = self.folder / "metrics.jsonl"  # lines written after the checkpoint will be written again
         if log.exists():
             kept = [line for line in log.read_text("utf-8").splitlines() if json.loads(line)["step"] <= self.step]
