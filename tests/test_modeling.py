@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import write_tiny_e5
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
 
 from tests.toy import LANGUAGES, PRESETS, encoder_config, pair_batch, stir, tiny_model, trained_statistics, without_gold
 from xsta_lib import XStaConfig, XStaForQuestionAnswering
+from xsta_lib.backbones import load_backbone
 from xsta_lib.configuration import ABLATIONS, CHOICES, RANGES
 
 KINDS = ["bert", "xlm-roberta"]
@@ -342,3 +344,13 @@ def test_gradient_checkpointing_changes_nothing(preset: str, changes: dict[str, 
     assert calls[1] == 2 * calls[0]
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_a_model_from_a_backbone_keeps_the_pretrained_weights(tmp_path):
+    path = str(write_tiny_e5(tmp_path / "tiny.bin"))
+    expected = load_backbone(path)[0].state_dict()
+    for config in (XStaConfig(sharing_layer=2), XStaConfig.plain(), XStaConfig.mixup(sharing_layer=2)):
+        torch.manual_seed(3)
+        found = XStaForQuestionAnswering.from_backbone(path, config, ["en", "de"])[0].encoder.state_dict()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name

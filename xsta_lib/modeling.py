@@ -38,7 +38,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
 
     def __init__(self, config: XStaConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config)
-        self.encoder = encoder if encoder is not None else _empty_encoder(config.encoder)
+        self.encoder = _empty_encoder(config.encoder) if encoder is None else _keep_weights(encoder)
         hidden, heads = config.encoder.hidden_size, config.encoder.num_attention_heads
         std = getattr(config.encoder, "initializer_range", 0.02)
         self.qa_outputs = nn.Linear(hidden, 2)
@@ -300,6 +300,13 @@ def _empty_encoder(config) -> PreTrainedModel:
         return AutoModel.from_config(config, add_pooling_layer=False)
     except TypeError:
         return AutoModel.from_config(config)
+
+
+def _keep_weights(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Tell transformers that an encoder has its weights; `post_init` would draw new ones otherwise."""
+    for part in (*encoder.modules(), *encoder.parameters(), *encoder.buffers()):
+        part._is_hf_initialized = True
+    return encoder
 
 
 def set_dropout(encoder: PreTrainedModel, rate: float) -> None:
