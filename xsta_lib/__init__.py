@@ -1,6 +1,7 @@
 """X-STA: Sharing, Teaching and Aligning for cross-lingual machine reading comprehension (Cao et al., 2023)."""
 
-from .answering import Explanation, Predictor, explain
+import importlib
+
 from .configuration import XStaConfig
 from .corpus import Answer, Question
 from .modeling import XStaForQuestionAnswering
@@ -16,3 +17,10 @@ __all__ = [
     "__version__",
     "explain",
 ]
+
+
+def __getattr__(name: str):
+    """The names of ``answering``, read when first asked for: it brings ``datasets``."""
+    if name in ("Explanation", "Predictor", "explain"):
+        return getattr(importlib.import_module(".answering", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
