@@ -185,3 +185,28 @@ def _e5_tokenizer(file: E5File, name: str) -> PreTrainedTokenizerFast:
     )
     result.name_or_path = name
     return result
+
+
+def empty_encoder(config: PretrainedConfig) -> PreTrainedModel:
+    """An encoder of the given configuration without a pooling layer, where its class has one."""
+    try:
+        return AutoModel.from_config(config, add_pooling_layer=False)
+    except TypeError:
+        return AutoModel.from_config(config)
+
+
+def keep_weights(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Tell transformers that an encoder has its weights; `post_init` would draw new ones otherwise."""
+    for part in (*encoder.modules(), *encoder.parameters(), *encoder.buffers()):
+        part._is_hf_initialized = True
+    return encoder
+
+
+def set_dropout(encoder: PreTrainedModel, rate: float) -> None:
+    """Set every dropout of an encoder, in its modules and in its configuration."""
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if hasattr(encoder.config, name):
+            setattr(encoder.config, name, rate)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = rate

@@ -53,7 +53,13 @@ class MixupMixin:
         entropy = entropy + masked_row_mean(row_entropy(back.mean(1)), source_mask)
         return self.lambda_0 * torch.sigmoid(self.mixing_weight * entropy + self.mixing_bias)
 
-    def forward(self, hidden_states: Tensor, attention_mask=None, sharing: SharingContext | None = None, **kwargs):
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        sharing: SharingContext | None = None,
+        **kwargs,
+    ):
         """The block's result, mixed with what it finds in the source's where there is one."""
         own, weights = super().forward(hidden_states, attention_mask, **kwargs)
         if sharing is None:

@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from .answering import Predictor
 from .features import window_cache
 from .metrics import Score, aggregate, score_all
+from .modeling import XStaForQuestionAnswering
 from .protocols import TestSet
 from .training import has_bf16
 
@@ -29,14 +31,24 @@ class Evaluation:
 
 
 def evaluate_model(
-    model, tokenizer, test: TestSet, source: str = "gold", reading: str = "calibrated", progress: bool = True
+    model: XStaForQuestionAnswering,
+    tokenizer: PreTrainedTokenizerBase,
+    test: TestSet,
+    source: str = "gold",
+    reading: str = "calibrated",
+    progress: bool = True,
 ) -> Evaluation:
     """Answer a test set and score it; see :func:`evaluate_readings`."""
     return evaluate_readings(model, tokenizer, test, source, (reading,), progress)[reading]
 
 
 def evaluate_readings(
-    model, tokenizer, test: TestSet, source: str = "gold", readings: Iterable[str] = ("calibrated",), progress=True
+    model: XStaForQuestionAnswering,
+    tokenizer: PreTrainedTokenizerBase,
+    test: TestSet,
+    source: str = "gold",
+    readings: Iterable[str] = ("calibrated",),
+    progress: bool = True,
 ) -> dict[str, Evaluation]:
     """Answer a test set once and score several readings of the same distributions.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .batching import Part
 from .configuration import XStaConfig
@@ -112,7 +113,7 @@ def experiment(protocol: str, method: str, **changes) -> Experiment:
     return Experiment(protocol, method, **{**SETTINGS.get(protocol, FOLDER_SETTINGS), **changes})
 
 
-def training_parts(exp: Experiment, data: ProtocolData, tokenizer, english_only: bool = False) -> list[Part]:
+def training_parts(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
     """The rows a method trains on: English alone; the union, each row alone; or English rows and pairs.
 
     Raises:
@@ -123,7 +124,7 @@ def training_parts(exp: Experiment, data: ProtocolData, tokenizer, english_only:
     cache = window_cache()
     english = build_windows(data.train, tokenizer, cache=cache, texts=False)
     parts = [Part("en", english)]
-    if exp.method == "zero-shot" or english_only:
+    if exp.method == "zero-shot":
         return parts
     source = english
     if data.parallel_source is not data.train:
@@ -137,7 +138,7 @@ def training_parts(exp: Experiment, data: ProtocolData, tokenizer, english_only:
     return parts
 
 
-def step_count(exp: Experiment, data: ProtocolData, tokenizer) -> int:
+def step_count(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> int:
     """Optimiser steps: the epochs over English rows and pairs together, whatever the method reads of them."""
     rows = sum(len(part.target) for part in training_parts(replace_method(exp, "trans-train"), data, tokenizer))
     return max(1, round(exp.epochs * rows / exp.batch_size))
@@ -229,8 +230,6 @@ def load_run(exp: Experiment):
     Raises:
         FileNotFoundError: it was not.
     """
-    from transformers import AutoTokenizer
-
     folder = run_folder(exp) / "model"
     if not is_trained(exp):
         command = f"xsta train --protocol {exp.protocol} --method {exp.method}"

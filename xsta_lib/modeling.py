@@ -4,16 +4,17 @@ Axes: B batch, N_S and N_T source and target tokens, H hidden size, A heads. A p
 not depend on the target, so one source pass can serve several targets.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForQuestionAnswering, PreTrainedModel
+from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 
 from .aligning import mean_pool, sentence_alignment, token_alignment, token_alignment_release
-from .backbones import load_backbone
+from .backbones import empty_encoder, keep_weights, load_backbone, set_dropout
 from .baselines import find_attention_block, install_mixup, representation_distance
 from .configuration import XStaConfig
 from .outputs import MODEL_CARD, Encoded, XStaOutput, span_loss
@@ -38,7 +39,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
 
     def __init__(self, config: XStaConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config)
-        self.encoder = _empty_encoder(config.encoder) if encoder is None else _keep_weights(encoder)
+        self.encoder = empty_encoder(config.encoder) if encoder is None else keep_weights(encoder)
         hidden, heads = config.encoder.hidden_size, config.encoder.num_attention_heads
         std = getattr(config.encoder, "initializer_range", 0.02)
         self.qa_outputs = nn.Linear(hidden, 2)
@@ -285,38 +286,19 @@ class XStaForQuestionAnswering(PreTrainedModel):
                 loss = loss + weight * terms[name]
         return loss
 
-    def save_pretrained(self, save_directory, tokenizer=None, card: str = "", **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        card: str = "",
+        **kwargs,
+    ) -> None:
         """Save weights and configuration, the tokenizer if given, and a model card (``README.md``)."""
         super().save_pretrained(save_directory, **kwargs)
         if tokenizer is not None:
             tokenizer.save_pretrained(save_directory)
         text = MODEL_CARD.format(config=self.config.to_json_string(), details=card or "No details were given.")
         Path(save_directory, "README.md").write_text(text, "utf-8")
-
-
-def _empty_encoder(config) -> PreTrainedModel:
-    """An encoder of the given configuration without a pooling layer, where its class has one."""
-    try:
-        return AutoModel.from_config(config, add_pooling_layer=False)
-    except TypeError:
-        return AutoModel.from_config(config)
-
-
-def _keep_weights(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Tell transformers that an encoder has its weights; `post_init` would draw new ones otherwise."""
-    for part in (*encoder.modules(), *encoder.parameters(), *encoder.buffers()):
-        part._is_hf_initialized = True
-    return encoder
-
-
-def set_dropout(encoder: PreTrainedModel, rate: float) -> None:
-    """Set every dropout of an encoder, in its modules and in its configuration."""
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if hasattr(encoder.config, name):
-            setattr(encoder.config, name, rate)
-    for module in encoder.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
 
 
 AutoConfig.register("xsta", XStaConfig)

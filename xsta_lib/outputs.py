@@ -3,6 +3,7 @@
 Axes: B batch, N tokens (N_S source, N_T target), H hidden size, A heads.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ class Encoded:
     cross_attention: Tensor | None = None
     mixing: Tensor | None = None
 
-    def map(self, change) -> "Encoded":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Encoded":
         """The same with ``change`` applied to every tensor (moving, slicing rows)."""
         values = {name: value if value is None else change(value) for name, value in vars(self).items()}
         return Encoded(**values)

@@ -126,7 +126,13 @@ class SharingMixin:
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=drop)
         return mixed.transpose(1, 2).flatten(2)
 
-    def forward(self, hidden_states: Tensor, attention_mask=None, sharing: SharingContext | None = None, **kwargs):
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        sharing: SharingContext | None = None,
+        **kwargs,
+    ):
         """The layer's self-attention, mixed with cross-attention to the source where there is one.
 
         ``mix = (1 - lambda) h_{T|S} + lambda MHA(h_T, h_T, h_T)``; the release weights the two the other way round.
