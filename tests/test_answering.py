@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from tiny import write_tiny_e5
 
 from xsta_lib import XStaConfig, XStaForQuestionAnswering
-from xsta_lib.answering import DecodingSpec, Predictor, best_spans, explain
+from xsta_lib.answering import READINGS, DecodingSpec, Predictor, best_spans, explain
+from xsta_lib.evaluation import evaluate_once
 from xsta_lib.features import WindowSpec
-from xsta_lib.protocols import load_protocol
+from xsta_lib.metrics import read_predictions
+from xsta_lib.protocols import TestSet, load_protocol
 
 
 @settings(deadline=None, max_examples=30)
@@ -83,10 +85,12 @@ def test_every_source_window_is_encoded_once(reader):
 
     model.encode = counting
     try:
-        predict(reader, {language: questions[language] for language in ("de", "ar")}, questions["en"], chunk=5)
+        for targets in (("de", "ar"), ("en", "de", "ar")):  # English itself is answered by its one pass
+            seen.clear()
+            predict(reader, {language: questions[language] for language in targets}, questions["en"], chunk=5)
+            assert seen and set(seen.values()) == {1}
     finally:
         del model.encode
-    assert seen and set(seen.values()) == {1}
 
 
 def test_without_a_source_the_target_answers_alone(reader):
@@ -106,7 +110,22 @@ def test_an_english_question_takes_the_source_path(reader):
     questions = reader[2]
     with_source = predict(reader, {"en": questions["en"]}, questions["en"])["en"]
     alone = predict(reader, {"en": questions["en"]}, None)["en"]
-    assert with_source.texts == alone.texts and with_source.scores == alone.scores
+    assert with_source.texts == alone.texts
+    for key, value in with_source.scores["teacher"].items():
+        assert value == pytest.approx(alone.scores["teacher"][key], abs=1e-6)
+
+
+def test_a_stopped_evaluation_goes_on_with_the_answers_it_has(reader, tmp_path, monkeypatch):
+    model, tokenizer, questions = reader
+    test = TestSet("demo", "mlqa", questions, questions["en"])
+    options = (tmp_path, model, tokenizer, test, "gold", READINGS, False)
+    first, seconds = evaluate_once(*options)
+    assert read_predictions(tmp_path / "demo.de.gold.json") == first["calibrated"].answers["de"]
+    monkeypatch.setattr(model, "encode", None)  # nothing is computed again
+    again, same = evaluate_once(*options)
+    assert again == first and same == seconds and set(again) == set(READINGS)
+    with pytest.raises(TypeError):
+        evaluate_once(tmp_path, model, tokenizer, test, "none", READINGS, False)
 
 
 def test_an_explanation_has_attentions_distributions_and_their_tokens(reader):

@@ -136,13 +136,17 @@ class Predictor:
         source_windows = self.windows(source) if use_source else None
         answers = {language: Answers() for language in windows}
         bar = tqdm(total=sum(map(len, windows.values())), desc="answering", unit="window", disable=not progress)
+        same = use_source and targets.get(source_language) == source  # the source's own pass answers them
         paired = {}
         for language, part in windows.items():
+            if same and language == source_language:
+                continue
             alone = not use_source or language == source_language
             paired[language] = np.full(len(part), -1) if alone else pair_windows(part, source_windows, by_answer=False)
             self._read_alone(part, np.flatnonzero(paired[language] < 0), language, answers[language], readings, bar)
         if use_source:
-            self._read_pairs(windows, paired, source_windows, answers, readings, bar)
+            own = answers[source_language] if same else None
+            self._read_pairs(windows, paired, source_windows, answers, readings, bar, own)
         bar.close()
         return answers
 
@@ -154,28 +158,36 @@ class Predictor:
             self._decode(output, windows, batch, answers, readings)
             bar.update(len(batch))
 
-    def _read_pairs(self, windows, paired, source_windows: Windows, answers, readings, bar) -> None:
-        """Chunks of source windows: encode each once, then read all languages' windows that belong to it."""
+    def _read_pairs(
+        self, windows, paired, source_windows: Windows, answers, readings, bar, own: Answers | None
+    ) -> None:
+        """Chunks of source windows: encode each once, then read all languages' windows that belong to it.
+
+        ``own`` takes the source's own answers, where they are asked for.
+        """
         for low in range(0, len(source_windows), self.chunk):
             high = min(low + self.chunk, len(source_windows))
-            needed = np.unique(
-                np.concatenate([p[(p >= low) & (p < high)] for p in paired.values()] or [np.array([], int)])
-            )
-            store = self._encode_source(source_windows, needed)
-            for language, part in windows.items():
-                chosen = np.flatnonzero((paired[language] >= low) & (paired[language] < high))
-                for batch in like_lengths(part, chosen, self.batch_size):
+            chosen = {name: np.flatnonzero((p >= low) & (p < high)) for name, p in paired.items()}
+            used = [paired[language][indices] for language, indices in chosen.items()]
+            needed = np.unique(np.concatenate([*used, np.array([], int)])) if own is None else np.arange(low, high)
+            store = self._encode_source(source_windows, needed, own, readings, bar)
+            for language, indices in chosen.items():
+                part = windows[language]
+                for batch in like_lengths(part, indices, self.batch_size):
                     source = stack([store[int(i)] for i in paired[language][batch]])
                     with self._autocast():
                         output = self.model(**self._inputs(part, batch), language=language, source=source)
                     self._decode(output, part, batch, answers[language], readings)
                     bar.update(len(batch))
 
-    def _encode_source(self, windows: Windows, needed: np.ndarray) -> dict:
+    def _encode_source(self, windows: Windows, needed: np.ndarray, own: Answers | None, readings, bar) -> dict:
         store = {}
         for batch in like_lengths(windows, needed, self.batch_size):
             with self._autocast():
                 encoded = self.model.encode(**self._inputs(windows, batch), language=self.model.config.source_language)
+            if own is not None:
+                self._decode(self.model.distributions(encoded), windows, batch, own, readings)
+                bar.update(len(batch))
             for row, index in enumerate(batch):
                 length = int(windows.length[index])
                 store[int(index)] = encoded.map(lambda value, row=row, n=length: value[row, :n])

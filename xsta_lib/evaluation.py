@@ -1,9 +1,11 @@
 """A trained model on a test set: answers, their scores, and where a number comes from."""
 
 import importlib.metadata
+import json
 import platform
 import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,8 +14,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .answering import Predictor
+from .corpus import write_text_atomically
 from .features import window_cache
-from .metrics import Score, aggregate, score_all
+from .metrics import Score, aggregate, score_all, write_predictions
 from .modeling import XStaForQuestionAnswering
 from .protocols import TestSet
 from .training import has_bf16
@@ -59,21 +62,67 @@ def evaluate_readings(
         readings: of ``calibrated``, ``target`` and ``teacher``.
         progress: show a bar.
     """
+    answers = answer_test(model, tokenizer, test, source, readings, progress)
+    return {reading: score_answers(test, texts) for reading, texts in answers.items()}
+
+
+def answer_test(
+    model: XStaForQuestionAnswering,
+    tokenizer: PreTrainedTokenizerBase,
+    test: TestSet,
+    source: str,
+    readings: Iterable[str],
+    progress: bool = True,
+) -> dict[str, dict[str, dict[str, str]]]:
+    """Answer texts of a test set, by reading, language and question id; see :func:`evaluate_readings`."""
     readings = tuple(readings)
     predictor = Predictor(model, tokenizer, cache=window_cache(), autocast=has_bf16(model.device))
     answers = {}
     for questions, english in test.by_source():
         answers |= predictor.predict(questions, None if source == "none" else english, progress, readings)
-    found = {}
-    for reading in readings:
-        scores, texts = {}, {}
-        for language, questions in test.questions.items():
-            texts[language] = answers[language].texts.get(reading, {})
-            golds = {q.id: [answer.text for answer in q.answers] for q in questions}
-            scores[language] = score_all(texts[language], golds, language, test.rule)
-        metrics = {language: aggregate(values) for language, values in scores.items()}
-        found[reading] = Evaluation(metrics, scores, texts)
-    return found
+    return {reading: {language: answers[language].texts.get(reading, {}) for language in test.questions}
+            for reading in readings}  # fmt: skip
+
+
+def score_answers(test: TestSet, answers: Mapping[str, Mapping[str, str]]) -> Evaluation:
+    """Score the answers of one reading, by language and question id; a missing one counts as wrong."""
+    scores = {}
+    for language, questions in test.questions.items():
+        golds = {q.id: [answer.text for answer in q.answers] for q in questions}
+        scores[language] = score_all(answers[language], golds, language, test.rule)
+    metrics = {language: aggregate(values) for language, values in scores.items()}
+    return Evaluation(metrics, scores, {language: dict(texts) for language, texts in answers.items()})
+
+
+def evaluate_once(
+    folder: Path,
+    model: XStaForQuestionAnswering,
+    tokenizer: PreTrainedTokenizerBase,
+    test: TestSet,
+    source: str,
+    readings: Iterable[str],
+    progress: bool = True,
+) -> tuple[dict[str, Evaluation], float]:
+    """:func:`evaluate_readings`, unless ``folder`` holds the answers already: a stopped evaluation goes on there.
+
+    The folder belongs to one trained model. Answers are kept by data set and source, once for all readings
+    (``<test>.<source>.json``) and in the official form by language (``<test>.<language>.<source>.json``).
+
+    Returns:
+        The evaluations by reading, and the seconds that answering took when it was done.
+    """
+    kept = folder / f"{test.name}.{source}.json"
+    if kept.exists():
+        record = json.loads(kept.read_text("utf-8"))
+    else:
+        began = time.perf_counter()
+        answers = answer_test(model, tokenizer, test, source, readings, progress)
+        record = {"seconds": time.perf_counter() - began, "answers": answers}
+        for language, texts in answers["calibrated"].items():
+            write_predictions(folder / f"{test.name}.{language}.{source}.json", texts)
+        write_text_atomically(kept, json.dumps(record, ensure_ascii=False))
+    found = {reading: score_answers(test, texts) for reading, texts in record["answers"].items()}
+    return found, record["seconds"]
 
 
 @cache

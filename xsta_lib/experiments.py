@@ -6,7 +6,7 @@ of every question (no text).
 
 import hashlib
 import json
-import time
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,9 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .batching import Part
 from .configuration import XStaConfig
 from .corpus import CorpusError, write_text_atomically
-from .evaluation import evaluate_model, evaluate_readings, provenance
+from .evaluation import evaluate_model, evaluate_once, provenance
 from .features import build_windows, pair_windows, window_cache
-from .metrics import write_predictions
 from .modeling import XStaForQuestionAnswering
 from .protocols import LOADERS, ProtocolData, load_protocol
 from .results import RESULTS, ROOT, load_results, write_result
@@ -195,6 +194,7 @@ def train_experiment(exp: Experiment, data: ProtocolData, progress: bool = True)
     folder = run_folder(exp)
     if is_trained(exp):
         return (*load_run(exp), TrainingResult(**json.loads((folder / "training.json").read_text("utf-8"))))
+    shutil.rmtree(folder / "predictions", ignore_errors=True)  # of another model, if any
     model, tokenizer = _new_model(exp, data)
     if exp.english_epochs:
         missing, unexpected = model.load_state_dict(load_file(str(english_start(exp, data, progress))), strict=False)
@@ -264,31 +264,28 @@ def run_experiment(
     origin = provenance()  # of the code as it was loaded
     data = data or load_protocol(exp.protocol)
     model, tokenizer, training = train_experiment(exp, data, progress)
-    began = time.perf_counter()
-    with_source = exp.model_config().reads_pairs
-    written = []
     beside = next((test.source_name for test in data.tests if test.source), "none")
-    for source in dict.fromkeys((beside, "none")) if with_source else ("none",):
-        evaluations = {}
+    written = []
+    for source in dict.fromkeys((beside, "none")) if exp.model_config().reads_pairs else ("none",):
+        evaluations, seconds = {}, 0.0
         for test in data.tests:
             if progress:
                 print(f"{exp.method}: {test.name}, source {source}")
-            readings = ("calibrated", "target", "teacher") if source != "none" and test.source else ("calibrated",)
-            evaluations[test.name] = evaluate_readings(model, tokenizer, test, source, readings, progress)
+            found = source if test.source else "none"  # a set without English is read alone, and once
+            readings = ("calibrated", "target", "teacher") if found != "none" else ("calibrated",)
+            answers = run_folder(exp) / "predictions"
+            evaluations[test.name], spent = evaluate_once(answers, model, tokenizer, test, found, readings, progress)
+            seconds += spent
         record = describe(exp, source) | {
             "seconds": training.seconds,
-            "evaluation_seconds": time.perf_counter() - began,
+            "evaluation_seconds": seconds,
             "peak_memory_bytes": peak_memory_bytes(),
             "best_step": training.best_step,
             "validation_f1": training.best_score,
             "log": training.log,
             "provenance": origin,
         }
-        for name, by_reading in evaluations.items():
-            for language, texts in by_reading["calibrated"].answers.items():
-                write_predictions(run_folder(exp) / "predictions" / f"{name}.{language}.{source}.json", texts)
         written.append(write_result(result_path(exp, source, results), record, evaluations))
-        began = time.perf_counter()
     return written
 
 

@@ -206,7 +206,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
         keep = explain or (with_loss and self.config.token_alignment == "cross-attention")
         language = language or self.config.source_language
         target = self.encode(input_ids, attention_mask, language, source, keep, token_type_ids)
-        output = self._distributions(target, source, explain)
+        output = self.distributions(target, source, explain)
         if start_positions is not None:
             gold = (start_positions, end_positions)
             terms = {"target": span_loss(target.logits, target.mask, *gold)}
@@ -217,8 +217,8 @@ class XStaForQuestionAnswering(PreTrainedModel):
             output.losses = {name: value.detach() for name, value in terms.items()}
         return output
 
-    def _distributions(self, target: Encoded, source: Encoded | None, explain: bool) -> XStaOutput:
-        """p_T, and with a source p_{T|S} and the calibrated p~_T."""
+    def distributions(self, target: Encoded, source: Encoded | None = None, explain: bool = False) -> XStaOutput:
+        """p_T, and with a source p_{T|S} and the calibrated p~_T (section 3.3); ``explain`` keeps the attentions."""
         p_target = masked_softmax(target.logits, target.mask)
         output = XStaOutput(
             start_logits=target.logits[..., 0], end_logits=target.logits[..., 1], target=p_target, calibrated=p_target
