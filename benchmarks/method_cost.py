@@ -22,9 +22,11 @@ from xsta_lib.configuration import XStaConfig
 from xsta_lib.corpus import write_text_atomically
 from xsta_lib.evaluation import provenance
 from xsta_lib.features import build_windows, pair_windows
+from xsta_lib.machine import has_bf16, to_device
 from xsta_lib.modeling import XStaForQuestionAnswering
 from xsta_lib.protocols import load_protocol
-from xsta_lib.training import TrainingConfig, has_bf16, make_optimizer, to_device
+from xsta_lib.training import make_optimizer
+from xsta_lib.training_config import TrainingConfig
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CONFIGS = {

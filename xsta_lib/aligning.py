@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import parallel
+
 TOKEN_ALIGNMENTS = ("hidden", "cross-attention")
 
 
@@ -20,8 +22,8 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
 def sentence_alignment(source: Tensor, target: Tensor, question_ids: Tensor, temperature: float = 0.05) -> Tensor:
     """L_align_S: InfoNCE with cosine similarity; the anchor is the source, its translation the positive.
 
-    Negatives are the other questions' translations in the batch; rows of the same question (its second window) are
-    never each other's negatives.
+    Negatives are the other questions' translations in the batch, those of all ranks together; rows of the same question
+    (its second window) are never each other's negatives.
 
     Args:
         source, target: (B, H) sentence vectors of a pair in the same row.
@@ -29,12 +31,14 @@ def sentence_alignment(source: Tensor, target: Tensor, question_ids: Tensor, tem
         temperature: tau, 0.05 in the paper.
     """
     source, target = (vectors.to(torch.promote_types(vectors.dtype, torch.float32)) for vectors in (source, target))
+    first, (targets, ids) = parallel.gather_rows(target, question_ids)
     with torch.autocast(source.device.type, enabled=False):  # a cosine in bfloat16 is too coarse for this temperature
-        logits = F.normalize(source, dim=-1) @ F.normalize(target, dim=-1).T / temperature
-    same = question_ids[:, None] == question_ids[None, :]
-    same.fill_diagonal_(False)
+        logits = F.normalize(source, dim=-1) @ F.normalize(targets, dim=-1).T / temperature
+    rows = torch.arange(len(logits), device=logits.device)
+    same = question_ids[:, None] == ids[None, :]
+    same[rows, first + rows] = False
     logits = logits.masked_fill(same, torch.finfo(logits.dtype).min)
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+    return F.cross_entropy(logits, first + rows)
 
 
 def row_entropy(probabilities: Tensor) -> Tensor:

@@ -19,12 +19,20 @@ class Part:
         target: its windows.
         source: the source language's windows, or ``None`` for rows that are read alone (S = T).
         paired: for each target window the source window's index (see :func:`~xsta_lib.features.pair_windows`).
+        back: windows of English translated back from the target, another source for the same rows (X-MIXUP).
+        back_paired: for each target window the index in ``back``, or -1.
     """
 
     language: str
     target: Windows
     source: Windows | None = None
     paired: np.ndarray | None = None
+    back: Windows | None = None
+    back_paired: np.ndarray | None = None
+
+    def has_back(self, rows: Sequence["Row"]) -> bool:
+        """Whether all of some rows have a back-translated source."""
+        return self.back is not None and all(self.back_paired[row.target] >= 0 for row in rows)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,43 @@ def row_length(parts: Sequence[Part], row: Row) -> int:
     return int(max(part.target.length[row.target], source))
 
 
-def epoch_batches(parts: Sequence[Part], rows: Sequence[Row], size: int, seed: int, epoch: int) -> list[list[Row]]:
+def units_of(rows: Sequence[Row], share_source: bool) -> list[list[list[Row]]]:
+    """What batches are made of, in groups that do not mix: single rows of one language pair.
+
+    With ``share_source`` all pairs form one group, of units that read the same source window.
+    """
+    groups: dict[tuple, dict] = {}
+    for number, row in enumerate(rows):
+        shared = share_source and row.source >= 0
+        group = groups.setdefault((-1 if shared else row.part, row.source >= 0), {})
+        group.setdefault(row.source if shared else number, []).append(row)
+    return [list(group.values()) for group in groups.values()]
+
+
+def _cut(units: Sequence[list[Row]], lengths: Sequence[int], size: int, tokens: int) -> Iterator[list[Row]]:
+    """Batches from units in a given order, each as large as ``size`` rows or ``tokens`` padded tokens allow."""
+    batch: list[Row] = []
+    longest = 0
+    for unit, length in zip(units, lengths, strict=True):
+        grown, longest = len(batch) + len(unit), max(longest, length)
+        full = grown > size if not tokens else grown * longest * (2 if unit[0].source >= 0 else 1) > tokens
+        if batch and full:
+            yield batch
+            batch, longest = [], length
+        batch = batch + unit
+    if batch:
+        yield batch
+
+
+def epoch_batches(
+    parts: Sequence[Part],
+    rows: Sequence[Row],
+    size: int,
+    seed: int,
+    epoch: int,
+    tokens: int = 0,
+    share_source: bool = False,
+) -> list[list[Row]]:
     """One epoch's batches: one language pair each, like lengths together, in random order.
 
     Rows are shuffled, sorted by length within pools of 50 batches and cut; the last batch of a pair may be smaller.
@@ -61,27 +105,28 @@ def epoch_batches(parts: Sequence[Part], rows: Sequence[Row], size: int, seed: i
         parts, rows: the data, from :func:`rows_of`.
         size: rows a batch (over all processes).
         seed, epoch: fix the order.
+        tokens: if not 0, batches hold at most this many tokens instead, padding and both sides counted (but at least
+            one row).
+        share_source: batches of pairs hold all languages of a source window, so that one source pass serves them.
     """
     generator = np.random.default_rng([seed, epoch])
-    groups: dict[tuple[int, bool], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.part, row.source >= 0), []).append(row)
     batches = []
-    for group in groups.values():
+    for group in units_of(rows, share_source):
+        longest = [max(row_length(parts, row) for row in unit) for unit in group]
         order = generator.permutation(len(group))
         for low in range(0, len(order), 50 * size):
-            pool = sorted((group[i] for i in order[low : low + 50 * size]), key=lambda row: row_length(parts, row))
-            batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+            pool = sorted(order[low : low + 50 * size], key=longest.__getitem__)
+            batches += _cut([group[i] for i in pool], [longest[i] for i in pool], size, tokens)
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def endless_batches(
-    parts: Sequence[Part], rows: Sequence[Row], size: int, seed: int, skip: int = 0
+    parts: Sequence[Part], rows: Sequence[Row], size: int, seed: int, skip: int = 0, **options
 ) -> Iterator[tuple[int, list[Row]]]:
     """``(epoch, batch)`` without end, epoch after epoch, the first ``skip`` batches left out (to resume)."""
     epoch = 0
     while True:
-        batches = epoch_batches(parts, rows, size, seed, epoch)
+        batches = epoch_batches(parts, rows, size, seed, epoch, **options)
         for batch in batches[skip:]:
             yield epoch, batch
         skip = max(0, skip - len(batches))
@@ -114,8 +159,13 @@ def collate_windows(windows: Windows, indices: Sequence[int], pad_id: int, multi
     return inputs
 
 
-def collate(parts: Sequence[Part], batch: Sequence[Row], pad_id: int, multiple: int = 32) -> dict:
-    """The keyword arguments of the model's ``forward`` for one batch; all rows must be of one part."""
+def collate(
+    parts: Sequence[Part], batch: Sequence[Row], pad_id: int, multiple: int = 32, back_translated: bool = False
+) -> dict:
+    """The keyword arguments of the model's ``forward`` for one batch; all rows must be of one part.
+
+    With ``back_translated`` the source is the back-translated English, which has no gold positions.
+    """
     part = parts[batch[0].part]
     if any(row.part != batch[0].part or (row.source < 0) != (batch[0].source < 0) for row in batch):
         raise ValueError("a batch holds one language pair; rows of several parts were given")
@@ -125,4 +175,27 @@ def collate(parts: Sequence[Part], batch: Sequence[Row], pad_id: int, multiple: 
     if batch[0].source >= 0:
         inputs["source"] = collate_windows(part.source, [row.source for row in batch], pad_id, multiple)
         inputs["question_ids"] = torch.from_numpy(part.target.row[targets].astype(np.int64))
+        if back_translated:
+            source = collate_windows(part.back, part.back_paired[targets], pad_id, multiple)
+            names = ("input_ids", "attention_mask", "token_type_ids")
+            inputs["source"] = {name: source[name] for name in names if name in source}
     return inputs
+
+
+def collate_shared(parts: Sequence[Part], batch: Sequence[Row], pad_id: int, multiple: int = 32) -> dict:
+    """``forward``'s arguments for pairs of several languages that share their source windows.
+
+    Returns:
+        ``source``, its windows each once, and ``targets``: the arguments of each language, with ``source_rows``, which
+        rows of the source its rows read.
+    """
+    sources = sorted({row.source for row in batch})
+    place = {index: row for row, index in enumerate(sources)}
+    targets = []
+    for number in sorted({row.part for row in batch}):
+        rows = [row for row in batch if row.part == number]
+        inputs = collate(parts, rows, pad_id, multiple)
+        del inputs["source"]
+        targets.append(inputs | {"source_rows": torch.tensor([place[row.source] for row in rows])})
+    source = collate_windows(parts[batch[0].part].source, sources, pad_id, multiple)
+    return {"source": source, "targets": targets}

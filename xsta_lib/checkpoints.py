@@ -6,6 +6,7 @@ Nothing is pickled: a checkpoint from somewhere else can be wrong, but not run c
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(ValueError):
@@ -37,10 +38,11 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _random_state() -> dict[str, Tensor]:
+def random_state() -> dict[str, Tensor]:
+    """The states of this process's random generators: the CPU's and its GPU's."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
@@ -57,7 +59,12 @@ def replace_folder(temporary: Path, folder: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int = 1
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    randoms: Sequence[dict[str, Tensor]],
+    keep: int = 1,
 ) -> Path:
     """Write ``folder/step-<n>`` completely under another name, rename it, then drop all but the newest ``keep``.
 
@@ -65,6 +72,7 @@ def save_checkpoint(
         folder: the run's checkpoint folder.
         model, optimizer: what to save.
         state: JSON values to come back with, ``step`` among them.
+        randoms: every rank's :func:`random_state`.
         keep: how many checkpoints stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +83,8 @@ def save_checkpoint(
     temporary.mkdir()
     save_file(model_tensors(model), str(temporary / "model.safetensors"))
     save_file(_flatten_optimizer(optimizer), str(temporary / "optimizer.safetensors"))
-    save_file(_random_state(), str(temporary / "random.safetensors"))
+    flat = {f"{rank}.{name}": value for rank, states in enumerate(randoms) for name, value in states.items()}
+    save_file(flat, str(temporary / "random.safetensors"))
     (temporary / "state.json").write_text(json.dumps({"format": FORMAT, **state}), "utf-8")
     replace_folder(temporary, final)
     for old in sorted(folder.glob("step-*"))[:-keep]:
@@ -89,8 +98,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> dict:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: str, rank: int = 0) -> dict:
     """Restore a checkpoint into model, optimiser and random generators; returns its state.
+
+    A rank that the checkpoint does not know (it was written by fewer processes) keeps its own random numbers.
 
     Raises:
         CheckpointError: a file is missing or damaged, another run wrote it, or it does not fit the model.
@@ -112,7 +123,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         _restore_optimizer(optimizer, moments)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: does not fit this model ({error})") from error
-    torch.set_rng_state(randoms["cpu"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([randoms[f"cuda{i}"] for i in range(torch.cuda.device_count())])
+    if f"{rank}.cpu" in randoms:
+        torch.set_rng_state(randoms[f"{rank}.cpu"])
+    if torch.cuda.is_available() and f"{rank}.cuda" in randoms:
+        torch.cuda.set_rng_state(randoms[f"{rank}.cuda"])
     return state

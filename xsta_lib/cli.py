@@ -40,8 +40,8 @@ def _train(args: argparse.Namespace) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from .experiments import DEMO_METHODS, RESULTS, RUNS, experiment, load_results, run_experiment
     from .figures import metrics_frame, results_table, write_figures
+    from .machine import peak_memory_bytes
     from .protocols import load_protocol
-    from .training import peak_memory_bytes
 
     results = RESULTS if args.keep else RUNS / "results"
     data = load_protocol("demo")

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from . import parallel
 from .answering import Predictor
 from .corpus import write_text_atomically
 from .features import window_cache
+from .machine import has_bf16
 from .metrics import Score, aggregate, score_all, write_predictions
 from .modeling import XStaForQuestionAnswering
 from .protocols import TestSet
-from .training import has_bf16
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,14 +75,25 @@ def answer_test(
     readings: Iterable[str],
     progress: bool = True,
 ) -> dict[str, dict[str, dict[str, str]]]:
-    """Answer texts of a test set, by reading, language and question id; see :func:`evaluate_readings`."""
+    """Answer texts of a test set, by reading, language and question id; see :func:`evaluate_readings`.
+
+    Several processes take a share of the questions each (a question in all its languages) and get all answers.
+    """
     readings = tuple(readings)
+    mine = test.share(parallel.rank(), parallel.world_size())
     predictor = Predictor(model, tokenizer, cache=window_cache(), autocast=has_bf16(model.device))
     answers = {}
-    for questions, english in test.by_source():
+    for questions, english in mine.by_source():
         answers |= predictor.predict(questions, None if source == "none" else english, progress, readings)
-    return {reading: {language: answers[language].texts.get(reading, {}) for language in test.questions}
-            for reading in readings}  # fmt: skip
+    found: dict[str, dict[str, dict[str, str]]] = {
+        reading: {name: {} for name in test.questions} for reading in readings
+    }
+    texts = {language: part.texts for language, part in answers.items()}
+    for part in parallel.gather_objects(texts):
+        for language, by_reading in part.items():
+            for reading, answered in by_reading.items():
+                found[reading][language].update(answered)
+    return found
 
 
 def score_answers(test: TestSet, answers: Mapping[str, Mapping[str, str]]) -> Evaluation:
@@ -112,15 +124,16 @@ def evaluate_once(
         The evaluations by reading, and the seconds that answering took when it was done.
     """
     kept = folder / f"{test.name}.{source}.json"
-    if kept.exists():
+    if parallel.agreed(kept.exists()):
         record = json.loads(kept.read_text("utf-8"))
     else:
         began = time.perf_counter()
         answers = answer_test(model, tokenizer, test, source, readings, progress)
         record = {"seconds": time.perf_counter() - began, "answers": answers}
-        for language, texts in answers["calibrated"].items():
-            write_predictions(folder / f"{test.name}.{language}.{source}.json", texts)
-        write_text_atomically(kept, json.dumps(record, ensure_ascii=False))
+        if parallel.rank() == 0:
+            for language, texts in answers["calibrated"].items():
+                write_predictions(folder / f"{test.name}.{language}.{source}.json", texts)
+            write_text_atomically(kept, json.dumps(record, ensure_ascii=False))
     found = {reading: score_answers(test, texts) for reading, texts in record["answers"].items()}
     return found, record["seconds"]
 

@@ -5,7 +5,7 @@ not depend on the target, so one source pass can serve several targets.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 
+from . import parallel
 from .aligning import mean_pool, sentence_alignment, token_alignment, token_alignment_release
 from .backbones import empty_encoder, keep_weights, load_backbone, set_dropout
 from .baselines import find_attention_block, install_mixup, representation_distance
 from .configuration import XStaConfig
-from .outputs import MODEL_CARD, Encoded, XStaOutput, span_loss
+from .outputs import MODEL_CARD, Encoded, XStaOutput, average_outputs, span_loss
 from .sharing import SharingContext, find_self_attention, install_sharing
 from .teaching import AttentiveTeacher, RepresentationNorm, calibrate, masked_softmax, teacher_loss
 
@@ -172,8 +173,8 @@ class XStaForQuestionAnswering(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         language: str | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
@@ -182,6 +183,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
         question_ids: Tensor | None = None,
         explain: bool = False,
         token_type_ids: Tensor | None = None,
+        targets: Sequence[Mapping] | None = None,
     ) -> XStaOutput:
         """Read the target (B, N_T), with its source where there is one.
 
@@ -191,15 +193,18 @@ class XStaForQuestionAnswering(PreTrainedModel):
             holds_answer: (B,) whether the target window holds the answer; all do by default.
             source: ``None`` (S = T: one pass, span loss only), the source's own arguments (``input_ids``,
                 ``attention_mask``, ``start_positions``, ``end_positions``, ``holds_answer``), or an :class:`Encoded`.
+                Without gold positions of the source (back-translated English) the loss is the target's alone.
             question_ids: (B,) numbers that are equal for rows of one question.
             explain: return the attentions too.
             token_type_ids: (B, N_T) as in :meth:`encode`; a source brings its own.
+            targets: instead of all of the above but ``source``, the arguments of several languages, each with
+                ``source_rows``, the rows of the one source that its rows read; the source is encoded once.
         """
+        if targets is not None:
+            return self._forward_shared(targets, source)
         inputs = source if isinstance(source, Mapping) else None
         if inputs is not None:
-            names = ("input_ids", "attention_mask", "token_type_ids")
-            given = {name: inputs[name] for name in names if name in inputs}
-            source = self.encode(**given, language=self.config.source_language)
+            source = inputs["encoded"] if "encoded" in inputs else self._encode_inputs(inputs)
         elif source is not None and start_positions is not None:
             raise ValueError("training needs the source's inputs, not its encoded states")
         with_loss = start_positions is not None and self.config.eta > 0
@@ -210,12 +215,27 @@ class XStaForQuestionAnswering(PreTrainedModel):
         if start_positions is not None:
             gold = (start_positions, end_positions)
             terms = {"target": span_loss(target.logits, target.mask, *gold)}
-            if inputs is not None:
+            if inputs is not None and "start_positions" in inputs:
                 counted = torch.ones_like(gold[0]) if holds_answer is None else holds_answer
                 terms |= self._pair_terms(output, target, source, inputs, gold, counted, question_ids)
             output.loss = self.objective(terms)
             output.losses = {name: value.detach() for name, value in terms.items()}
         return output
+
+    def _encode_inputs(self, source: Mapping) -> Encoded:
+        given = {name: source[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in source}
+        return self.encode(**given, language=self.config.source_language)
+
+    def _forward_shared(self, targets: Sequence[Mapping], source: Mapping) -> XStaOutput:
+        """One source pass for the targets of several languages; every row counts alike in the loss."""
+        encoded, outputs = self._encode_inputs(source), []
+        for target in targets:
+            rows = target["source_rows"]
+            own = {name: value[rows] for name, value in source.items()}
+            own["encoded"] = encoded.map(lambda value, rows=rows: value[rows])
+            arguments = {name: value for name, value in target.items() if name != "source_rows"}
+            outputs.append(self.forward(**arguments, source=own))
+        return average_outputs(outputs, [len(target["source_rows"]) for target in targets])
 
     def distributions(self, target: Encoded, source: Encoded | None = None, explain: bool = False) -> XStaOutput:
         """p_T, and with a source p_{T|S} and the calibrated p~_T (section 3.3); ``explain`` keeps the attentions."""
@@ -253,7 +273,8 @@ class XStaForQuestionAnswering(PreTrainedModel):
             both = counted.bool() & inputs.get("holds_answer", torch.ones_like(counted)).bool()
             terms["teacher"] = teacher_loss(output.teacher, *gold, both)
         if config.zeta > 0:
-            rows = torch.arange(len(target.mask), device=target.mask.device)
+            first = parallel.rank() * 2**32  # rows of other ranks are other questions
+            rows = first + torch.arange(len(target.mask), device=target.mask.device)
             ids = rows if question_ids is None else question_ids
             vectors = self.sentence_vectors(source), self.sentence_vectors(target)
             terms["sentence"] = sentence_alignment(*vectors, ids, config.temperature)

@@ -3,7 +3,7 @@
 Axes: B batch, N tokens (N_S source, N_T target), H hidden size, A heads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,30 @@ def span_loss(logits: Tensor, mask: Tensor, starts: Tensor, ends: Tensor) -> Ten
     """L_MRC of one language: cross-entropy over real tokens, start and end averaged, mean over rows (section 3.1)."""
     logits = logits.masked_fill(~mask[..., None].bool(), torch.finfo(logits.dtype).min)
     return (F.cross_entropy(logits[..., 0], starts) + F.cross_entropy(logits[..., 1], ends)) / 2
+
+
+def average_outputs(outputs: Sequence[XStaOutput], rows: Sequence[int]) -> XStaOutput:
+    """Loss, terms, lambda and column sums of several batches as of one, every row counting alike.
+
+    Args:
+        outputs: of at least one batch; a term that a batch lacks is averaged over the others.
+        rows: each batch's number of rows.
+    """
+    pairs = list(zip(outputs, rows, strict=True))
+
+    def mean(values: Sequence[tuple[Tensor, int]]) -> Tensor:
+        return sum(value * count for value, count in values) / sum(count for _, count in values)
+
+    names = {name for output in outputs for name in output.losses}
+    terms = {name: [(o.losses[name], count) for o, count in pairs if name in o.losses] for name in sorted(names)}
+    mixed = [(output.mixing, count) for output, count in pairs if output.mixing is not None]
+    masses = [output.teacher_mass for output in outputs if output.teacher_mass is not None]
+    return XStaOutput(
+        loss=mean([(output.loss, count) for output, count in pairs]),
+        losses={name: mean(values) for name, values in terms.items()},
+        mixing=mean([(value.mean(), count) for value, count in mixed]) if mixed else None,
+        teacher_mass=torch.cat(masses) if masses else None,
+    )
 
 
 MODEL_CARD = """---

@@ -6,7 +6,7 @@ A result is only comparable with results of its own protocol, so its name is pri
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +50,20 @@ class TestSet:
             return [(self.questions, self.source)]
         return [({language: found}, self.source.get(language)) for language, found in self.questions.items()]
 
+    def share(self, rank: int, world: int) -> "TestSet":
+        """The questions that one of ``world`` processes answers; those of one id stay together, with their source."""
+        if world == 1:
+            return self
+        ids = sorted({question.id for questions in self.questions.values() for question in questions})
+        mine = set(ids[rank::world])
+
+        def taken(value):
+            if isinstance(value, dict):
+                return {name: taken(part) for name, part in value.items()}
+            return None if value is None else [question for question in value if question.id in mine]
+
+        return replace(self, questions=taken(self.questions), source=taken(self.source))
+
 
 @dataclass
 class ProtocolData:
@@ -62,6 +76,8 @@ class ProtocolData:
         parallel_source: the source side of the parallel data.
         validation: for selection.
         tests: what results are about.
+        back_translated: by target language, English translated back from its training questions, by the same ids
+            (X-MIXUP reads it now and then); empty where there is none.
         library: what was read; its ``reports`` say what reading did, file by file.
     """
 
@@ -72,6 +88,7 @@ class ProtocolData:
     validation: TestSet
     tests: list[TestSet]
     library: Library = field(default_factory=lambda: Library(data_folder()))
+    back_translated: Mapping[str, list[Question]] = field(default_factory=dict)
 
     @property
     def reports(self) -> list[Report]:
@@ -121,6 +138,7 @@ def load_folder(folder: Path, name: str | None = None, rule: str | None = None) 
     it, in training and in testing; one that has no such id is read alone, so files need not be parallel. Without any
     ``dev`` file, a tenth of the training questions is held out for selection (whole articles, the same ids in every
     language). Without a ``test`` file there is nothing to report; without ``train`` files the folder only evaluates.
+    ``back.<language>.json`` is optional: English translated back from ``train.<language>.json``, for X-MIXUP.
 
     Args:
         folder: the files' place.
@@ -142,6 +160,7 @@ def load_folder(folder: Path, name: str | None = None, rule: str | None = None) 
         files[split][language] = library.read(path)
         if language != "en" and "en" in files[split]:
             library.match(path, files[split][language], files[split]["en"], minimum=0.0)
+    back = _back_translations(library, files["train"])
     train, dev = files["train"], files["dev"]
     if train and "en" not in train:
         raise CorpusError(f"{folder}: train.en.json is missing; training needs the source language, English")
@@ -151,7 +170,18 @@ def load_folder(folder: Path, name: str | None = None, rule: str | None = None) 
     english = train.get("en", [])
     parallel = {language: questions for language, questions in train.items() if language != "en"}
     tests = [_with_english(name, rule, files["test"])] if files["test"] else []
-    return ProtocolData(name, english, parallel, english, _with_english(name, rule, dev), tests, library)
+    return ProtocolData(name, english, parallel, english, _with_english(name, rule, dev), tests, library, back)
+
+
+def _back_translations(library: Library, train: Mapping[str, list[Question]]) -> dict[str, list[Question]]:
+    """``back.<language>.json`` of the languages trained on; only its texts are read, answers are not needed."""
+    found = {}
+    for language, questions in train.items():
+        path = Path(f"back.{language}.json")
+        if (library.root / path).is_file():
+            found[language] = library.read(path, labelled=False)
+            library.match(path, found[language], questions, minimum=0.0)
+    return found
 
 
 def _with_english(name: str, rule: str, questions: dict[str, list[Question]]) -> TestSet:

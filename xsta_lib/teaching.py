@@ -9,6 +9,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from . import parallel
 from .sharing import attention_probabilities, split_heads
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,13 @@ class RepresentationNorm(nn.Module):
         self._warned: set[str] = set()
 
     def batch_statistics(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance, (H,) each, of (B, N, H) states over real tokens."""
+        """Mean and biased variance, (H,) each, of (B, N, H) states over real tokens, those of all ranks together."""
         weights = mask[..., None].to(states.dtype)
         if self.statistics == "sequences":
             weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
-        total = weights.sum().clamp_min(TINY)
-        mean = (states * weights).sum((0, 1)) / total
-        return mean, ((states - mean).square() * weights).sum((0, 1)) / total
+        total = parallel.sum_over_ranks(weights.sum()).clamp_min(TINY)
+        mean = parallel.sum_over_ranks((states * weights).sum((0, 1))) / total
+        return mean, parallel.sum_over_ranks(((states - mean).square() * weights).sum((0, 1))) / total
 
     def stored_statistics(self, language: str) -> tuple[Tensor, Tensor]:
         """Running mean and variance of a language; of an unknown one, the average of the trained target languages."""
@@ -184,7 +185,7 @@ def teacher_loss(p: Tensor, starts: Tensor, ends: Tensor, counted: Tensor) -> Te
         counted: (B,) true where both windows hold the answer; the mean runs over these rows, 0 if there are none.
     """
     counted = counted.to(p.dtype)
-    return -(gold_log_likelihood(p, starts, ends) * counted).sum() / counted.sum().clamp_min(1)
+    return parallel.weighted_mean(-(gold_log_likelihood(p, starts, ends) * counted).sum(), counted.sum(), len(p))
 
 
 def calibrate(teacher: Tensor, target: Tensor) -> Tensor:

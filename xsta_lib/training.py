@@ -1,92 +1,32 @@
-"""The training loop, on Accelerate: precision, accumulation, checkpoints, exact resume, selection of the best."""
+"""The training loop, on Accelerate: precision, accumulation, many processes, checkpoints, resume, selection."""
 
 import json
 import math
-import resource
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from .batching import Part, Row, collate, endless_batches, rows_of
-from .checkpoints import load_checkpoint, model_tensors, newest_checkpoint, save_checkpoint
+from . import parallel
+from .baselines import gold_probability
+from .batching import Part, Row, collate, collate_shared, endless_batches, rows_of
+from .checkpoints import load_checkpoint, model_tensors, newest_checkpoint, random_state, save_checkpoint
+from .machine import has_bf16, is_out_of_memory, to_device
+from .reporting import RunLog, means
+from .training_config import TrainingConfig, TrainingError, TrainingResult
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step, the batch and the last good checkpoint."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Optimisation settings; the defaults are the paper's (section 4.2) where it gives them.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: rows (pairs, or single windows) a step.
-        learning_rate: peak of the linear schedule.
-        warmup: share of the steps with rising learning rate.
-        weight_decay: AdamW's, not on biases, norms, w and b.
-        max_grad_norm: clipping of the global gradient norm.
-        seed: of the batch order and of dropout.
-        precision: ``auto`` is bf16 where the machine has it, else fp32.
-        accumulation: a step's rows are read in this many parts.
-        log_every, evaluate_every, save_every: in steps; 0 never evaluates or saves on the way.
-    """
-
-    steps: int
-    batch_size: int = 32
-    learning_rate: float = 3e-5
-    warmup: float = 0.1
-    weight_decay: float = 1e-4
-    max_grad_norm: float = 1.0
-    seed: int = 42
-    precision: str = "auto"
-    accumulation: int = 1
-    log_every: int = 10
-    evaluate_every: int = 0
-    save_every: int = 0
-
-    def __post_init__(self):
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
-        for name in ("steps", "batch_size", "accumulation", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.warmup <= 1 or self.learning_rate <= 0:
-            raise ValueError("warmup must be 0 to 1 and learning_rate above 0")
-
-
-@dataclass
-class TrainingResult:
-    """What a run gives back: the log's lines, seconds, the best validation score and its step."""
-
-    log: list[dict] = field(default_factory=list)
-    seconds: float = 0.0
-    best_score: float | None = None
-    best_step: int | None = None
-
-
-def has_bf16(device: torch.device | str = "cpu") -> bool:
-    """Whether bfloat16 is worth using on a device."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.device(device).type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+__all__ = ["Trainer", "TrainingConfig", "TrainingError", "TrainingResult", "make_optimizer"]
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -98,11 +38,31 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-def to_device(inputs: dict, device: torch.device) -> dict:
-    """A batch's tensors, nested ones included, moved to a device."""
-    if isinstance(inputs, dict):
-        return {name: to_device(value, device) for name, value in inputs.items()}
-    return inputs.to(device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+def make_accelerator(config: TrainingConfig, folder: Path | None) -> Accelerator:
+    """The process's accelerator: devices, precision, processes, tracker.
+
+    Raises:
+        ValueError: the tracker is unknown or not installed.
+    """
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if has_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
+    mixed = "no" if precision == "fp32" else precision
+    known = AcceleratorState._shared_state.get("_mixed_precision")
+    if known not in (None, mixed):  # accelerate keeps one precision a process unless told to forget it
+        AcceleratorState._reset_state()
+    # English steps leave the teacher unused; the statistics are the same on all ranks already.
+    handler = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    accelerator = Accelerator(
+        mixed_precision=mixed,
+        cpu=not torch.accelerator.is_available(),  # without it, CPU processes would not be joined
+        kwargs_handlers=[handler],
+        log_with=config.tracker or None,
+        project_dir=folder,
+    )
+    if config.tracker and not accelerator.log_with:
+        raise ValueError(f"tracker {config.tracker!r} is not installed; install its package or leave tracker empty")
+    return accelerator
 
 
 class Trainer:
@@ -117,6 +77,13 @@ class Trainer:
         evaluate: returns the selection score of the model as it is (mean F1 over the validation languages).
         rows: the rows to train on; all rows of the parts by default.
         run: a name that a checkpoint must carry to be resumed; the settings by default.
+        on_log: takes all log lines so far after each new one (a live curve).
+
+    Under ``torchrun`` every rank makes the same trainer and calls the same methods; each reads its share of a batch's
+    rows, and the steps are those of one process with the whole batch.
+
+    Raises:
+        ValueError: a tracker that is not installed, or ``share_source`` in several processes.
     """
 
     def __init__(
@@ -129,20 +96,20 @@ class Trainer:
         evaluate: Callable[[], float] | None = None,
         rows: Sequence[Row] | None = None,
         run: str = "",
+        on_log: Callable[[Sequence[dict]], None] | None = None,
     ):
-        precision = config.precision
-        if precision == "auto":
-            precision = "bf16" if has_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
-        mixed = "no" if precision == "fp32" else precision
-        known = AcceleratorState._shared_state.get("_mixed_precision")
-        if known not in (None, mixed):  # accelerate keeps one precision a process unless told to forget it
-            AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=mixed)
+        self.folder = Path(folder) if folder else None
+        self.accelerator = make_accelerator(config, self.folder)
+        if config.share_source and parallel.world_size() > 1:
+            raise ValueError("share_source works in one process; leave it off under torchrun")
         self.parts, self.config, self.pad_id, self.evaluate = parts, config, pad_id, evaluate
         self.rows = list(rows) if rows is not None else rows_of(parts)
-        self.folder = Path(folder) if folder else None
         self.run = run or json.dumps(asdict(config), sort_keys=True)
-        self.plain_model = model
+        self.on_log, self.plain_model = on_log, model
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        if config.compile:
+            model.compile(dynamic=True)
         model, optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
         self.model, self.optimizer = model, optimizer
         self.schedule = get_linear_schedule_with_warmup(
@@ -154,44 +121,91 @@ class Trainer:
     # -- one step -------------------------------------------------------------------------------------------------
 
     def _pieces(self, batch: Sequence[Row]) -> list[Sequence[Row]]:
+        if self.config.share_source and batch[0].source >= 0:  # rows of one source stay together
+            batch = sorted(batch, key=lambda row: row.source)
         count = min(self.config.accumulation, len(batch))
         size = -(-len(batch) // count)
         return [batch[i : i + size] for i in range(0, len(batch), size)]
 
+    def _inputs(self, rows: Sequence[Row], back_translated: bool) -> dict:
+        if self.config.share_source and rows[0].source >= 0:
+            inputs = collate_shared(self.parts, rows, self.pad_id, self.config.pad_multiple)
+        else:
+            inputs = collate(self.parts, rows, self.pad_id, self.config.pad_multiple, back_translated)
+        return to_device(inputs, self.accelerator.device)
+
+    def reads_back_translation(self, batch: Sequence[Row]) -> bool:
+        """Whether this step's source is back-translated English: X-MIXUP's scheduled sampling, fixed by the seed."""
+        if batch[0].source < 0 or not self.parts[batch[0].part].has_back(batch):
+            return False
+        return np.random.default_rng([self.config.seed, self.step]).random() >= gold_probability(self.step)
+
     def train_step(self, batch: Sequence[Row]) -> dict[str, float]:
-        """One optimiser step on one batch; returns the loss, its terms, lambda and the teacher's column sum."""
+        """One optimiser step on one global batch; returns the loss, its terms, lambda and the teacher's column sum.
+
+        Raises:
+            TrainingError: the loss is not finite, or memory is exhausted; weights are those before the step.
+        """
         self.model.train()
-        totals: dict[str, float] = {}
-        for piece in self._pieces(batch):
-            inputs = to_device(collate(self.parts, piece, self.pad_id), self.accelerator.device)
-            output = self.model(**inputs)
-            share = len(piece) / len(batch)
-            if not torch.isfinite(output.loss):
-                self._stop_on_nan(batch)
-            self.accelerator.backward(output.loss * share)
-            values = {"loss": output.loss.detach(), **output.losses}
-            if output.teacher_mass is not None:
-                values["teacher_mass"] = output.teacher_mass.detach().mean()
-            if output.mixing is not None:
-                values["lambda"] = output.mixing.mean()
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + share * value.item()
+        back, pieces = self.reads_back_translation(batch), self._pieces(batch)
+        totals: dict[str, torch.Tensor] = {}
+        try:
+            for number, piece in enumerate(pieces, 1):
+                self._read(piece, len(batch), back, number == len(pieces), totals)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                self._stop_on_memory(batch, error)
+            raise
+        values = self._over_ranks(totals)
+        if not math.isfinite(values["loss"]):
+            self._stop_on_nan(batch)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
-        totals["learning_rate"] = self.schedule.get_last_lr()[0]
+        values["learning_rate"] = self.schedule.get_last_lr()[0]
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return totals | {"grad_norm": float(norm)}
+        return values | {"grad_norm": float(norm)}
+
+    def _read(self, piece: Sequence[Row], rows: int, back: bool, last: bool, totals: dict[str, torch.Tensor]) -> None:
+        """Forward and backward of this rank's share of some rows; a piece with too few rows is read by every rank."""
+        world = parallel.world_size()
+        few = len(piece) < world
+        mine = piece if few else piece[parallel.rank() :: world]
+        share = len(mine) / rows / (world if few else 1)
+        syncing = nullcontext() if last else self.accelerator.no_sync(self.model)
+        with syncing, parallel.alone() if few else nullcontext():
+            output = self.model(**self._inputs(mine, back))
+            self.accelerator.backward(output.loss * (share * world))  # gradients are averaged over ranks
+        values = {"loss": output.loss.detach(), **output.losses}
+        if output.teacher_mass is not None:
+            values["teacher_mass"] = output.teacher_mass.detach().mean()
+        if output.mixing is not None:
+            values["lambda"] = output.mixing.mean()
+        for name, value in values.items():
+            totals[name] = totals.get(name, 0.0) + share * value.detach().float()
+
+    def _over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
+        """A step's values over all ranks, fetched from the device at once."""
+        return dict(zip(totals, parallel.sum_over_ranks(torch.stack(list(totals.values()))).tolist(), strict=True))
+
+    def _saved(self) -> str:
+        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
+        return f"Last good checkpoint: {saved or 'none'}"
 
     def _stop_on_nan(self, batch: Sequence[Row]) -> None:
         part = self.parts[batch[0].part]
         ids = [part.target.id_of(row.target) for row in batch[:5]]
-        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
         raise TrainingError(
             f"the loss is not finite at step {self.step + 1} ({part.language}, ids {ids}, ...); lower learning_rate or "
-            f"use precision='fp32'. Last good checkpoint: {saved or 'none'}"
+            f"use precision='fp32'. {self._saved()}"
         )
+
+    def _stop_on_memory(self, batch: Sequence[Row], error: BaseException) -> None:
+        raise TrainingError(
+            f"out of memory at step {self.step + 1}, a batch of {len(batch)} rows: raise accumulation (now "
+            f"{self.config.accumulation}), set gradient_checkpointing, or lower batch_size. {self._saved()}"
+        ) from error
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -200,12 +214,15 @@ class Trainer:
 
         Ctrl-C saves a checkpoint first (if there is a folder) and says how to go on.
         """
-        torch.manual_seed(self.config.seed)
+        torch.manual_seed(self.config.seed + parallel.rank())
+        main = self.accelerator.is_main_process
+        self.log = RunLog(self.folder if main else None, progress and main, self.config.steps, *self._watchers(main))
         saved = newest_checkpoint(self.folder / "checkpoints") if self.folder and resume else None
         if saved:
             self._restore(saved)
-        batches = endless_batches(self.parts, self.rows, self.config.batch_size, self.config.seed, skip=self.step)
-        bar = tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step", disable=not progress)
+        options = {"tokens": self.config.tokens_per_batch, "share_source": self.config.share_source}
+        batches = endless_batches(self.parts, self.rows, self.config.batch_size, self.config.seed, self.step, **options)
+        bar = tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step", disable=not self.log.show)
         began, before = time.perf_counter(), self.result.seconds
         window: list[dict] = []
         try:
@@ -220,27 +237,32 @@ class Trainer:
                     window = []
                 self._evaluate_and_save()
         except KeyboardInterrupt:
-            if self.folder:
-                self._save()
-                print(f"interrupted at step {self.step}; saved. Run the same command again to go on.")
+            self._interrupted()
             raise
         finally:
             bar.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         self._load_best()
         return self.result
 
+    def _watchers(self, main: bool) -> tuple:
+        if not self.config.tracker:
+            return None, self.on_log if main else None
+        self.accelerator.init_trackers("xsta", config=asdict(self.config))
+        return self.accelerator.log, self.on_log if main else None
+
+    def _interrupted(self) -> None:
+        if self.folder and parallel.world_size() == 1:
+            self._save()
+            print(f"interrupted at step {self.step}; saved. Run the same command again to go on.")
+        elif self.accelerator.is_main_process:  # ranks stop at different places and cannot save together
+            print(f"interrupted at step {self.step}. {self._saved()}; run the same command again to go on from it.")
+
     def _log(self, window: list[dict], epoch: int) -> None:
-        names = sorted({name for line in window for name in line})
-        means = {}
-        for name in names:
-            values = [line[name] for line in window if name in line]
-            means[name] = round(sum(values) / len(values), 6)
-        line = {"step": self.step, "epoch": epoch, "seconds": round(self.result.seconds, 2), **means}
+        line = {"step": self.step, "epoch": epoch, "seconds": round(self.result.seconds, 2), **means(window)}
         self.result.log.append(line)
-        if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        self.log.add(self.result.log)
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
@@ -249,9 +271,10 @@ class Trainer:
         if self.evaluate is not None and self._due(self.config.evaluate_every):
             score = self.evaluate()
             self.result.log.append({"step": self.step, "validation_f1": score})
+            self.log.add(self.result.log)
             if self.result.best_score is None or score > self.result.best_score:
                 self.result.best_score, self.result.best_step = score, self.step
-                if self.folder and self.step < self.config.steps:
+                if self.folder and self.step < self.config.steps and self.accelerator.is_main_process:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     temporary = self.folder / ".best.safetensors.part"
                     save_file(model_tensors(self.plain_model), str(temporary))
@@ -260,24 +283,29 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        result = asdict(self.result)
-        state = {"step": self.step, "run": self.run, "result": result}
-        save_checkpoint(self.folder / "checkpoints", self.plain_model, self.optimizer, state)
+        scaler = self.accelerator.scaler
+        state = {"step": self.step, "run": self.run, "result": asdict(self.result)}
+        state["scaler"] = scaler.state_dict() if scaler is not None else {}
+        randoms = parallel.gather_objects(random_state())
+        if self.accelerator.is_main_process:
+            folder = self.folder / "checkpoints"
+            save_checkpoint(folder, self.plain_model, self.optimizer, state, randoms, self.config.keep)
+        parallel.wait()
 
     def _restore(self, path: Path) -> None:
-        state = load_checkpoint(path, self.plain_model, self.optimizer, self.run)
+        state = load_checkpoint(path, self.plain_model, self.optimizer, self.run, parallel.rank())
         self.step = state["step"]
         self.result = TrainingResult(**state["result"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         with warnings.catch_warnings():  # torch takes the schedule running ahead of the optimiser for a mistake
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(self.step):
                 self.schedule.step()
-        log = self.folder / "metrics.jsonl"  # lines written after the checkpoint will be written again
-        if log.exists():
-            kept = [line for line in log.read_text("utf-8").splitlines() if json.loads(line)["step"] <= self.step]
-            log.write_text("".join(line + "\n" for line in kept), "utf-8")
+        self.log.restart(self.step)
 
     def _load_best(self) -> None:
+        parallel.wait()  # rank 0 may still be writing
         best = self.folder / "best.safetensors" if self.folder else None
         if best and best.exists() and self.result.best_step not in (None, self.config.steps):
             self.plain_model.load_state_dict(load_file(str(best)))

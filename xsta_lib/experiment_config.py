@@ -1,0 +1,108 @@
+"""What an experiment is: a frozen configuration with a name and a fingerprint, and each protocol's settings."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from .configuration import XStaConfig
+from .protocols import LOADERS
+
+METHODS = ("zero-shot", "trans-train", "x-mixup", "x-sta")
+DEMO_METHODS = ("zero-shot", "trans-train", "x-sta")  # what `make demo` has time for
+
+# Optimisation of each protocol: every method of a comparison gets the same.
+SETTINGS = {
+    "demo": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 0.4, "dropout": 0.0, "english_epochs": 3.0},
+    "compact": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 1.0, "dropout": 0.0},
+    **{name: {} for name in LOADERS if name.startswith("paper-")},  # the paper's are the defaults below
+}
+# Fields that came later, with the value that changes nothing: left out of fingerprints, so older results stay valid.
+LATER_FIELDS = (("accumulation", 1), ("tokens_per_batch", 0), ("share_source", False))
+FOLDER_SETTINGS = SETTINGS["compact"]  # a folder of your own files
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run and its evaluation.
+
+    Attributes:
+        protocol: what data (see :mod:`~xsta_lib.protocols`).
+        method: ``zero-shot``, ``trans-train``, ``x-mixup`` or ``x-sta``.
+        without: ablations of Table 4 (x-sta only).
+        switches: fields of :class:`~xsta_lib.configuration.XStaConfig` that differ from the paper, as pairs.
+        backbone: see :func:`~xsta_lib.backbones.load_backbone`.
+        accumulation, tokens_per_batch, share_source: see :class:`~xsta_lib.training_config.TrainingConfig`.
+        epochs: passes over the rows of the pair setting; sets the optimiser steps, the same for every method.
+        english_epochs: epochs on the source language alone before, shared by all methods (the demo's head start).
+    """
+
+    protocol: str
+    method: str
+    without: tuple[str, ...] = ()
+    switches: tuple[tuple[str, object], ...] = ()
+    backbone: str = "e5-small-q4"
+    seed: int = 42
+    epochs: float = 1.0
+    english_epochs: float = 0.0
+    learning_rate: float = 3e-5
+    batch_size: int = 32
+    dropout: float | None = None
+    precision: str = "auto"
+    accumulation: int = 1
+    tokens_per_batch: int = 0
+    share_source: bool = False
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; allowed: {', '.join(METHODS)}")
+        if (self.without or self.switches) and self.method != "x-sta":
+            raise ValueError("without and switches belong to the method x-sta")
+        self.model_config()  # refuses unknown switches
+
+    def model_config(self) -> XStaConfig:
+        """The model configuration, without encoder."""
+        if self.method != "x-sta":
+            return XStaConfig.mixup() if self.method == "x-mixup" else XStaConfig.plain()
+        unknown = {name for name, _ in self.switches} - set(XStaConfig.__annotations__)
+        if unknown:
+            raise ValueError(f"unknown switches {sorted(unknown)}; see XStaConfig")
+        return XStaConfig(without=list(self.without), **dict(self.switches))
+
+    @property
+    def name(self) -> str:
+        """A readable file name."""
+        parts = [self.method, *(f"without-{name}" for name in self.without)]
+        parts += [f"{name}-{value}" for name, value in self.switches]
+        if self.backbone != "e5-small-q4":
+            parts.append(Path(self.backbone).stem)
+        parts += [f"{name}-{getattr(self, name)}" for name, value in LATER_FIELDS if getattr(self, name) != value]
+        return "_".join([*parts, f"seed{self.seed}"]).replace("/", "-")
+
+    @property
+    def place(self) -> str:
+        """The folder's name under ``results`` and ``runs``: the protocol, without the path where it is a folder."""
+        return Path(self.protocol).resolve().name
+
+    @property
+    def fingerprint(self) -> str:
+        """A key of everything that shapes the result."""
+        values = {name: value for name, value in asdict(self).items() if (name, value) not in LATER_FIELDS}
+        text = json.dumps(values, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def experiment(protocol: str, method: str, **changes) -> Experiment:
+    """An experiment with its protocol's optimisation settings; ``changes`` overrule single fields.
+
+    Raises:
+        ValueError: ``protocol`` is neither a known name nor a folder; or see :class:`Experiment`.
+    """
+    if protocol not in SETTINGS and not Path(protocol).is_dir():
+        raise ValueError(f"unknown protocol {protocol!r}; the protocols are {', '.join(SETTINGS)}, or a folder")
+    return Experiment(protocol, method, **{**SETTINGS.get(protocol, FOLDER_SETTINGS), **changes})
+
+
+def replace_method(exp: Experiment, method: str) -> Experiment:
+    """The same experiment with another method, the paper's variant of it."""
+    return replace(exp, method=method, without=(), switches=())

@@ -1,0 +1,136 @@
+"""Several processes as one: sums, rows and objects over all ranks, with the gradients that belong to them.
+
+In a single process everything here is the identity. A rank's loss counts by its share of the global batch's rows, so
+that the loss over all ranks is the one process's loss on the whole batch (see :func:`weighted_mean`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor
+
+_alone = False
+
+
+def world_size() -> int:
+    """How many processes compute together; 1 without ``torchrun`` or inside :func:`alone`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+
+
+def rank() -> int:
+    """This process's number among them, 0 to ``world_size() - 1``."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Compute as if there were one process: for a batch with fewer rows than ranks, which every rank reads whole."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let rank 0 go through a block before the others (it fills a cache that they read)."""
+    together = world_size() > 1
+    if together and rank() > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if together and rank() == 0:
+            dist.barrier()
+
+
+def wait() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks; a gradient that arrives anywhere belongs to every rank's summand."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        value = value.contiguous().clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of equally shaped tensors over all ranks, differentiable."""
+    return _Sum.apply(value) if world_size() > 1 else value
+
+
+def weighted_mean(total: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """``total / weight`` over all ranks, as this rank's part of it.
+
+    Args:
+        total: this rank's weighted sum.
+        weight: this rank's sum of weights; the mean is 0 where all are 0.
+        rows: this rank's rows, which its loss will count by.
+    """
+    if world_size() == 1:
+        return total / weight.clamp_min(1)
+    sums = sum_over_ranks(torch.stack([weight.detach().float(), torch.full_like(weight, rows).float()]))
+    return total / (sums[0].clamp_min(1) * rows / sums[1])
+
+
+def row_counts(rows: int, device: torch.device) -> list[int]:
+    """Every rank's number of rows."""
+    counts = torch.zeros(world_size(), dtype=torch.long, device=device)
+    counts[rank()] = rows
+    return sum_over_ranks(counts).tolist()
+
+
+def gather_rows(*tensors: Tensor) -> tuple[int, list[Tensor]]:
+    """The rows of all ranks, one rank after the other, differentiable; ranks may hold different numbers of rows.
+
+    Args:
+        tensors: (B_rank, ...) each.
+
+    Returns:
+        ``(first, gathered)``: where this rank's rows begin, and the tensors (B_all, ...).
+    """
+    if world_size() == 1:
+        return 0, list(tensors)
+    counts = row_counts(len(tensors[0]), tensors[0].device)
+    first = sum(counts[: rank()])
+    gathered = []
+    for tensor in tensors:  # zeros elsewhere, then a sum: its gradient needs no operation that gloo lacks
+        before, after = tensor.new_zeros(first, *tensor.shape[1:]), sum(counts) - first - len(tensor)
+        gathered.append(sum_over_ranks(torch.cat([before, tensor, tensor.new_zeros(after, *tensor.shape[1:])])))
+    return first, gathered
+
+
+def start() -> None:
+    """Join the other processes, if ``torchrun`` started this one; call it before anything else here."""
+    PartialState(cpu=not torch.accelerator.is_available())  # without it, CPU processes would not be joined
+
+
+def agreed(value: bool) -> bool:
+    """Rank 0's answer, for all: what one rank sees on a disk another may not see yet."""
+    return gather_objects(value)[0]
+
+
+def gather_objects(value: object) -> list:
+    """Every rank's object (of this very run, so unpickling is safe), in the ranks' order."""
+    if world_size() == 1:
+        return [value]
+    found: list = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
