@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -632,3 +633,45 @@ def test_e5_has_no_token_types(data: ProtocolData, backbone: Path) -> None:
     """Its tokenizer does not ask for them, so neither side carries any."""
     batch = pair_inputs(data, load_tokenizer(str(backbone)))
     assert "token_type_ids" not in batch and "token_type_ids" not in batch["source"]
+
+
+def back_translated(data: ProtocolData) -> ProtocolData:
+    """The same data with English translated back: other words, no answers, one question missing."""
+    found = [Question(q.id, q.question, "back " + q.context, ()) for q in data.parallel["de"][1:]]
+    return replace(data, back_translated={"de": found})
+
+
+def test_scheduled_sampling_reads_back_translations_as_often_as_it_should(
+    data: ProtocolData, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gold first, back-translated ever more often; such a step reads that English and has the target's loss alone."""
+    monkeypatch.setenv("XSTA_CACHE", str(tmp_path))
+    exp, config = Experiment("toy", "x-mixup"), XStaConfig.mixup()
+    config.sharing_layer = 2
+    torch.manual_seed(0)
+    model, tokenizer = XStaForQuestionAnswering.from_backbone(str(backbone), config, ["en", "de"], dropout=0.0)
+    parts = training_parts(exp, back_translated(data), tokenizer)
+    trainer = Trainer(model, parts, TrainingConfig(steps=9, precision="fp32"), tokenizer.pad_token_id)
+    first = parts[1].target.ids.index(data.parallel["de"][0].id)
+    pairs = [row for row in trainer.rows if row.source >= 0 and parts[1].target.row[row.target] != first][:4]
+    lone = next(row for row in trainer.rows if row.source >= 0 and parts[1].target.row[row.target] == first)
+    for start in (0, 12_000, 15_200, 40_000):
+        read = []
+        for trainer.step in range(start, start + 400):
+            read.append(trainer.reads_back_translation(pairs))
+        probability = np.mean([reference.xmixup_gold_probability(step) for step in range(start, start + 400)])
+        assert np.mean(read) == pytest.approx(1 - probability, abs=0.08)
+        assert not any(trainer.reads_back_translation(rows) for rows in ([*pairs, lone], trainer.rows[:2]))
+    trainer.step = 10**6
+    assert trainer.reads_back_translation(pairs)
+    inputs = trainer._inputs(pairs, True)
+    assert tokenizer.decode(inputs["source"]["input_ids"][0]).count("back") == 1 and len(inputs["source"]) == 2
+    model.train()
+    output = model(**inputs)
+    assert set(output.losses) == {"target"} and output.loss.item() == output.losses["target"].item()
+    gold = model(**trainer._inputs(pairs, False))
+    assert set(gold.losses) == {"source", "target", "distance"} and gold.losses["target"] != output.losses["target"]
+    trainer.train_step(pairs)
+    assert all(
+        part.back is None for part in training_parts(Experiment("toy", "x-sta"), back_translated(data), tokenizer)
+    )

@@ -146,6 +146,14 @@ def own(folder: Path, **files: list[Question]) -> ProtocolData:
     return load_protocol(str(folder))
 
 
+def test_a_folder_may_hold_english_translated_back(tmp_path):
+    back = [Question(q.id, "again?", "translated back", ()) for q in questions("sw", IDS[:5])]
+    files = {"train_en": questions("en", IDS), "train_sw": questions("sw", IDS[:6]), "train_te": questions("te", IDS)}
+    data = own(tmp_path, **files, back_sw=back)
+    assert list(data.parallel) == ["sw", "te"] and list(data.back_translated) == ["sw"]
+    assert {q.id for q in data.back_translated["sw"]} == set(IDS[:5])
+
+
 def test_a_folder_trains_and_tests(tmp_path):
     dev, test = questions("en", IDS[:2], "d"), questions("en", IDS[:3], "t")
     (tmp_path / "notes.txt").write_text("other files do no harm")

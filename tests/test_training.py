@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,25 +15,30 @@ from safetensors.torch import load_file
 from tiny import write_tiny_e5
 
 from xsta_lib import XStaConfig, XStaForQuestionAnswering
-from xsta_lib.batching import Part
+from xsta_lib.batching import Part, epoch_batches, row_length
 from xsta_lib.checkpoints import CheckpointError, newest_checkpoint
 from xsta_lib.features import WindowSpec, build_windows, pair_windows
+from xsta_lib.machine import is_out_of_memory
 from xsta_lib.protocols import load_protocol
 from xsta_lib.training import Trainer, TrainingConfig, TrainingError, make_optimizer
 
 STEPS = 12
 
 
-def make_trainer(folder: Path, backbone: Path, **changes) -> Trainer:
-    """A trainer of a tiny X-STA (dropout on) on 24 English rows and 24 German pairs, batches of 8."""
+def make_trainer(folder: Path, backbone: Path, languages=("de",), dropout=0.1, **changes) -> Trainer:
+    """A trainer of a tiny X-STA (dropout on) on 24 English rows and 24 pairs a language, batches of 8."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = XStaConfig(sharing_layer=2)
-    model, tokenizer = XStaForQuestionAnswering.from_backbone(str(backbone), config, ["en", "de"], dropout=0.1)
+    model, tokenizer = XStaForQuestionAnswering.from_backbone(
+        str(backbone), config, ["en", *languages], dropout=dropout
+    )
     data, spec = load_protocol("demo"), WindowSpec(max_length=192, stride=32)
     source = build_windows(data.train[:24], tokenizer, spec)
-    target = build_windows(data.parallel["de"][:24], tokenizer, spec)
-    parts = [Part("en", source), Part("de", target, source, pair_windows(target, source, by_answer=True))]
+    parts = [Part("en", source)]
+    for language in languages:
+        target = build_windows(data.parallel[language][:24], tokenizer, spec)
+        parts.append(Part(language, target, source, pair_windows(target, source, by_answer=True)))
     settings = {"steps": STEPS, "batch_size": 8, "learning_rate": 3e-3, "save_every": 3, "log_every": 1} | changes
     return Trainer(model, parts, TrainingConfig(**settings), tokenizer.pad_token_id, folder)
 
@@ -173,3 +179,87 @@ def test_two_precisions_in_one_process(backbone):
         losses = trainer.train_step(trainer.rows[:4])
         assert trainer.accelerator.mixed_precision == {"fp32": "no"}.get(precision, precision)
         assert losses["loss"] == losses["loss"]
+
+
+def test_one_source_pass_serves_all_languages_with_the_same_loss(backbone):
+    options = {"languages": ("de", "es"), "dropout": 0.0, "precision": "fp32"}
+    trainer, apart = (make_trainer(None, backbone, share_source=share, **options) for share in (True, False))
+    rows = {part: {row.source: row for row in trainer.rows if row.part == part and row.source >= 0} for part in (1, 2)}
+    both = sorted(rows[1].keys() & rows[2].keys())[:4]
+    batch = [rows[part][source] for source in both for part in (1, 2)]
+    apart.plain_model.train()
+    losses = [apart.plain_model(**apart._inputs([rows[part][s] for s in both], False)).loss.item() for part in (1, 2)]
+    passes = []
+    encode = trainer.plain_model.encode
+    trainer.plain_model.encode = lambda *given, **named: (
+        passes.append(len(given[0] if given else named["input_ids"])) or (encode(*given, **named))
+    )
+    assert trainer.train_step(batch)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+    assert passes == [4, 4, 4]  # English once, German, Spanish
+
+
+@pytest.mark.parametrize("share_source", [False, True])
+def test_batches_by_tokens_hold_every_row_once_and_no_more_tokens(backbone, share_source):
+    trainer = make_trainer(None, backbone)
+    batches = epoch_batches(trainer.parts, trainer.rows, 8, 1, 0, tokens=900, share_source=share_source)
+    assert Counter(row for batch in batches for row in batch) == Counter(trainer.rows)
+    for batch in batches:
+        sides = 2 if batch[0].source >= 0 else 1
+        longest = max(row_length(trainer.parts, row) for row in batch)
+        assert len(batch) * longest * sides <= 900 or len({row.source for row in batch}) == 1
+    assert len({len(batch) for batch in batches}) > 1
+
+
+def test_running_out_of_memory_says_what_to_lower(backbone, monkeypatch):
+    trainer = make_trainer(None, backbone)
+
+    def exhausted(*given, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(trainer, "model", exhausted)
+    trainer.plain_model.train()
+    monkeypatch.setattr(exhausted, "train", lambda: None, raising=False)
+    with pytest.raises(TrainingError, match="a batch of 5 rows: raise accumulation .* lower batch_size"):
+        trainer.train_step(trainer.rows[:5])
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value) and not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_trackers_go_by_name(tmp_path, backbone):
+    with pytest.raises(ValueError, match="nonsense"):
+        make_trainer(tmp_path, backbone, tracker="nonsense")
+    make_trainer(tmp_path, backbone, steps=2, save_every=0, tracker="tensorboard").train(progress=False)
+    assert [path.stat().st_size > 100 for path in tmp_path.rglob("events.out.tfevents*")].count(True) >= 1
+
+
+def test_a_line_a_log_step_says_what_is_left(tmp_path, backbone, capsys):
+    lines = []
+    trainer = make_trainer(tmp_path, backbone, steps=4, log_every=2, save_every=0)
+    trainer.train(progress=True)
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(shown) == 2 and shown[0].startswith("step 2/4: loss ") and shown[1].endswith("0:00 left")
+    trainer = make_trainer(tmp_path, backbone, steps=4, log_every=2, save_every=0)
+    trainer.on_log = lambda log: lines.append(len(log))
+    trainer.train(progress=True, resume=False)
+    assert lines == [1, 2] and "step 2/4" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["gradient_checkpointing", "compile"])
+def test_ways_to_run_change_nothing(backbone, option, monkeypatch):
+    losses = []
+    for changes in ({}, {option: True}):
+        trainer = make_trainer(None, backbone, precision="fp32", dropout=0.0, **changes)
+        if option == "compile":
+            trainer.plain_model.compile(backend="eager", dynamic=True)  # inductor takes minutes
+        losses.append([trainer.train_step(trainer.rows[i : i + 4])["loss"] for i in (0, 24, 28)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_newest_checkpoints_stay_beside_the_best_weights(tmp_path, backbone):
+    trainer = make_trainer(tmp_path, backbone, steps=8, save_every=2, keep=3, evaluate_every=2)
+    scores = iter([1.0, 5.0, 2.0, 3.0])
+    trainer.evaluate = lambda: next(scores)
+    result = trainer.train(progress=False)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-000000{n}" for n in (4, 6, 8)]
+    assert result.best_step == 4 and (tmp_path / "best.safetensors").exists()

@@ -107,7 +107,7 @@ class Trainer:
         self.run = run or json.dumps(asdict(config), sort_keys=True)
         self.on_log, self.plain_model = on_log, model
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.compile:
             model.compile(dynamic=True)
         model, optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
