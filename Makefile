@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM = true
 export MALLOC_MMAP_THRESHOLD_ = 4294967296
 export MALLOC_TRIM_THRESHOLD_ = 68719476736
 
-.PHONY: demo test check notebooks grids compact bench clean
+.PHONY: demo test check notebooks grids compact bench gpu clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv (a few minutes the first time) ..."
@@ -53,9 +53,14 @@ compact: .venv/.ready
 	for method in zero-shot x-sta trans-train; do $(BIN)/xsta train --protocol compact --method $$method || exit 1; done
 	$(BIN)/xsta figures --protocol compact
 
-# What each part of the method costs (two models in memory: 6 GiB).
+# Speed against the plain way (20 minutes on 2 cores), and what each part of the method costs (6 GiB of memory).
 bench: .venv/.ready
+	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/method_cost.py
+
+# On a GPU: the benchmarks, then all four systems and the grids under compact, with figures.
+gpu: .venv/.ready
+	bash benchmarks/gpu.sh $(BIN)
 
 clean:
 	rm -rf .venv runs build *.egg-info

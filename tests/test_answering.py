@@ -66,7 +66,8 @@ def test_all_questions_are_answered_from_their_contexts(reader):
 
 def test_batch_size_and_chunks_change_nothing(reader):
     questions = reader[2]
-    big, small = (predict(reader, questions, questions["en"], batch_size=b, chunk=c) for b, c in ((32, 256), (3, 4)))
+    sizes = ({"batch_size": 32, "chunk": 256}, {"batch_size": 3, "chunk": 4, "multiple": 160})
+    big, small = (predict(reader, questions, questions["en"], **size) for size in sizes)
     for language in questions:
         assert big[language].texts == small[language].texts
         for key, value in big[language].scores["calibrated"].items():

@@ -92,6 +92,7 @@ class Predictor:
         cache: folder for token windows.
         autocast: run the encoder in bfloat16.
         chunk: how many source questions' states are held in memory at a time.
+        multiple: lengths are rounded up to a multiple of it.
     """
 
     def __init__(
@@ -104,10 +105,11 @@ class Predictor:
         cache=None,
         autocast: bool = False,
         chunk: int = 256,
+        multiple: int = 8,
     ):
         self.model, self.tokenizer = model.eval(), tokenizer
         self.batch_size, self.spec, self.decoding = batch_size, spec or WindowSpec(), decoding or DecodingSpec()
-        self.cache, self.autocast, self.chunk = cache, autocast, chunk
+        self.cache, self.autocast, self.chunk, self.multiple = cache, autocast, chunk, multiple
 
     def windows(self, questions: Sequence[Question]) -> Windows:
         """Token windows of some questions."""
@@ -194,7 +196,7 @@ class Predictor:
         return store
 
     def _inputs(self, windows: Windows, indices) -> dict[str, Tensor]:
-        inputs = collate_windows(windows, indices, self.tokenizer.pad_token_id, multiple=8)
+        inputs = collate_windows(windows, indices, self.tokenizer.pad_token_id, self.multiple)
         names = ("input_ids", "attention_mask", "token_type_ids")
         return {name: inputs[name].to(self.model.device) for name in names if name in inputs}
 

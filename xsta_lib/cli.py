@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from .configuration import ABLATIONS
+from .training_config import PRECISIONS
 
 
 def _download(args: argparse.Namespace) -> None:
@@ -30,10 +31,16 @@ def _train(args: argparse.Namespace) -> None:
         "dropout": args.dropout,
         "batch_size": args.batch_size,
         "learning_rate": args.learning_rate,
+        "precision": args.precision,
+        "accumulation": args.accumulation,
+        "tokens_per_batch": args.tokens_per_batch,
+        "share_source": args.share_source or None,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     exp = experiment(args.protocol, args.method, without=tuple(args.without), **changes)
-    for path in run_experiment(exp):
+    names = ("gradient_checkpointing", "compile", "tracker", "save_every", "keep")
+    options = {name: getattr(args, name) for name in names if getattr(args, name)}
+    for path in run_experiment(exp, options=options):
         print(path)
 
 
@@ -108,6 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dropout", type=float)
     train.add_argument("--batch-size", type=int)
     train.add_argument("--learning-rate", type=float)
+    train.add_argument("--precision", choices=PRECISIONS)
+    train.add_argument("--accumulation", type=int, help="read a step's rows in so many parts, to save memory")
+    train.add_argument("--tokens-per-batch", type=int, help="fill steps up to so many tokens, not rows")
+    train.add_argument("--share-source", action="store_true", help="one English pass for all languages of a question")
+    train.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
+    train.add_argument("--compile", action="store_true", help="torch.compile; pays on a GPU")
+    train.add_argument("--tracker", help="tensorboard, wandb or another tracker that Accelerate knows")
+    train.add_argument("--save-every", type=int, help="steps between checkpoints")
+    train.add_argument("--keep", type=int, help="checkpoints that stay")
     train.set_defaults(run=_train)
 
     demo = commands.add_parser("demo", help="train and compare all methods on the embedded corpus, write figures/")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from . import parallel
+from . import live, parallel
 from .batching import Part
 from .checkpoints import replace_folder
 from .corpus import CorpusError, write_text_atomically
@@ -121,7 +121,7 @@ def train_experiment(
         progress: show bars and a line a log step.
         options: fields of :class:`~xsta_lib.training_config.TrainingConfig` that say how to run, not what:
             ``gradient_checkpointing``, ``compile``, ``tracker``, ``save_every``, ``keep`` and the like.
-        on_log: see :class:`~xsta_lib.training.Trainer`.
+        on_log: see :class:`~xsta_lib.training.Trainer`; in a notebook a live loss curve, unless told otherwise.
 
     Returns:
         ``(model, tokenizer, result)``; the model's folder is ``runs/<protocol>/<name>_<fingerprint>/model``.
@@ -144,6 +144,8 @@ def train_experiment(
         metrics = evaluate_model(model, tokenizer, data.validation, progress=progress).metrics
         return sum(values["f1"] for values in metrics.values()) / len(metrics)
 
+    if on_log is None and progress and live.in_notebook():
+        on_log = live.live_curve()
     pad = tokenizer.pad_token_id
     trainer = Trainer(model, parts, config, pad, folder, evaluate, run=exp.fingerprint, on_log=on_log)
     _say(progress, f"{exp.method} ({exp.protocol}): {len(trainer.rows)} rows, {config.steps} steps of {exp.batch_size}")

@@ -1,0 +1,289 @@
+"""How fast training and evaluation are, as ratios to the plain way of doing the same, in one run on one machine.
+
+The plain way is the same code by flags: windows padded to 384, float32, eager attention, English pairs read twice, and
+at evaluation the source read again for every target language. Both ways train on the same 256 rows of a protocol in the
+same batches from the same weights, dropout off, and take turns batch by batch; both answer the same questions.
+
+    python benchmarks/throughput.py [--protocol compact] [--rows 256] [--questions 48] [--paper-size]
+
+``benchmarks/results/throughput-<machine>.json`` also holds pairs, tokens and questions a second, the share of the
+machine's measured matrix product rate that the model's arithmetic reaches, peak memory, how time grows with languages
+and data, and what sharing a source pass between languages saves.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from xsta_lib.answering import Predictor
+from xsta_lib.batching import Row, collate, collate_shared, epoch_batches, rows_of
+from xsta_lib.configuration import XStaConfig
+from xsta_lib.corpus import CorpusError, write_text_atomically
+from xsta_lib.evaluation import provenance
+from xsta_lib.experiments import experiment, training_parts
+from xsta_lib.features import window_cache
+from xsta_lib.machine import has_bf16, matmul_rate, peak_memory_bytes, to_device, training_flops
+from xsta_lib.modeling import XStaForQuestionAnswering
+from xsta_lib.protocols import ProtocolData, load_protocol
+from xsta_lib.training import make_optimizer
+from xsta_lib.training_config import TrainingConfig
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PLAIN_LENGTH = 384
+
+
+class Way:
+    """One way to train and to answer: X-STA with its own weights and optimiser.
+
+    Args:
+        plain: the plain way.
+        data, backbone, device: what is read, by which encoder, where.
+    """
+
+    def __init__(self, plain: bool, data: ProtocolData, backbone: str, device: str):
+        torch.manual_seed(0)
+        languages = ["en", *data.parallel]
+        self.model, self.tokenizer = XStaForQuestionAnswering.from_backbone(backbone, XStaConfig(), languages, 0.0)
+        self.plain, self.device = plain, torch.device(device)
+        if plain:
+            self.model.encoder.set_attn_implementation("eager")
+        self.model.to(self.device)
+        self.optimizer = make_optimizer(self.model, TrainingConfig(steps=1, learning_rate=1e-4))
+        self.bf16 = not plain and has_bf16(self.device)
+        self.multiple = PLAIN_LENGTH if plain else 32
+        self.predictor = Predictor(
+            self.model,
+            self.tokenizer,
+            cache=window_cache(),
+            autocast=self.bf16,
+            multiple=PLAIN_LENGTH if plain else 8,
+        )
+
+    def clock(self) -> float:
+        """Seconds, once the device has finished."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def loss(self, inputs: dict) -> torch.Tensor:
+        """The objective of one batch; the plain way reads an English pair as two windows."""
+        loss = self.model(**inputs).loss
+        if self.plain and "source" not in inputs:
+            alpha = self.model.config.alpha
+            return alpha * loss + (1 - alpha) * self.model(**inputs).loss
+        return loss
+
+    def train(self, parts: Sequence, batch: Sequence[Row], shared: bool = False) -> tuple[float, float]:
+        """One optimiser step: its seconds, collating included, and its loss."""
+        self.model.train()
+        began = self.clock()
+        make = collate_shared if shared else collate
+        inputs = to_device(make(parts, batch, self.tokenizer.pad_token_id, self.multiple), self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            loss = self.loss(inputs)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.clock() - began, loss.item()
+
+    def answer(self, questions: dict, source: list) -> tuple[float, dict]:
+        """Answer the questions of all languages: seconds, and texts by language."""
+        began = self.clock()
+        if not self.plain:
+            found = self.predictor.predict(questions, source)
+        else:
+            found = {}
+            for language, part in questions.items():
+                found |= self.predictor.predict({language: part}, source)
+                if language == self.model.config.source_language:  # its pair is English twice
+                    self.predictor.predict({language: part}, source)
+        return self.clock() - began, {language: answers.texts["calibrated"] for language, answers in found.items()}
+
+
+def window_lengths(parts: Sequence, batch: Sequence[Row]) -> list[int]:
+    """Real tokens of every window that a batch makes the encoder read."""
+    targets = [int(parts[row.part].target.length[row.target]) for row in batch]
+    return targets + [int(parts[row.part].source.length[row.source]) for row in batch if row.source >= 0]
+
+
+def measure_training(fast: Way, plain: Way, parts: Sequence, rows: Sequence[Row]) -> dict:
+    """Both ways on the same batches, turn by turn; the first batch warms up and is not counted."""
+    batches = epoch_batches(parts, rows, 16, seed=0, epoch=0)
+    for way in (fast, plain):
+        way.train(parts, batches[0])
+    seconds: dict[str, list[float]] = {"fast": [], "plain": []}
+    losses: dict[str, list[float]] = {"fast": [], "plain": []}
+    for number, batch in enumerate(batches, 1):
+        for name, way in (("fast", fast), ("plain", plain)):
+            spent, loss = way.train(parts, batch)
+            seconds[name].append(spent)
+            losses[name].append(loss)
+        print(f"training {number}/{len(batches)}: {seconds['plain'][-1] / seconds['fast'][-1]:.1f}x", flush=True)
+    ratios = [b / a for a, b in zip(seconds["fast"], seconds["plain"], strict=True)]
+    lengths = [window_lengths(parts, batch) for batch in batches]
+    tokens = [sum(found) for found in lengths]
+    quarters = np.array_split(np.arange(len(batches)), 4)
+    per_token = [sum(seconds["fast"][i] for i in part) / sum(tokens[i] for i in part) for part in quarters if len(part)]
+    total = sum(seconds["fast"])
+    return {
+        "train_speedup": sum(seconds["plain"]) / total,
+        "train_speedup_by_batch": {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)},
+        "train_loss": {name: sum(values) / len(values) for name, values in losses.items()},
+        "train_loss_difference": abs(sum(losses["fast"]) / sum(losses["plain"]) - 1),
+        "train_pairs_per_second": len(rows) / total,
+        "train_tokens_per_second": sum(tokens) / total,
+        "train_flops_per_second": sum(training_flops(fast.model, found) for found in lengths) / total,
+        "seconds_per_token_by_quarter": per_token,  # equal: time grows with the data, no faster
+    }
+
+
+def measure_sharing(fast: Way, parts: Sequence, rows: Sequence[Row], size: int) -> dict:
+    """Pairs of all languages of some questions: one source pass for them against one for each."""
+    pairs: dict[int, list[Row]] = {}
+    for row in rows:
+        if row.source >= 0:
+            pairs.setdefault(row.source, []).append(row)
+    most = sorted(pairs.values(), key=len, reverse=True)
+    chosen = [row for unit in most for row in unit][:size]
+    seconds = {}
+    for shared in (False, True):
+        batches = epoch_batches(parts, chosen, 16, seed=0, epoch=0, share_source=shared)
+        fast.train(parts, batches[0], shared)
+        seconds[shared] = sum(fast.train(parts, batch, shared)[0] for batch in batches)
+    languages = len(chosen) / len({row.source for row in chosen})
+    return {"share_source_speedup": seconds[False] / seconds[True], "share_source_languages": languages}
+
+
+def measure_answering(fast: Way, plain: Way, questions: dict, source: list) -> dict:
+    """Both ways on the same questions, and the fast way on single target languages with their source."""
+    count = sum(map(len, questions.values()))
+    for way in (fast, plain):
+        way.answer({"en": source[:4]}, source[:4])
+    spent, answers = fast.answer(questions, source)
+    print(f"answering: {count / spent:.1f} questions a second", flush=True)
+    singles = [fast.answer({language: part}, source)[0] for language, part in questions.items() if language != "en"]
+    again, _ = fast.answer(questions, source)
+    slow, others = plain.answer(questions, source)
+    print(f"answering: {slow / spent:.1f}x", flush=True)
+    same = [answers[language][key] == text for language, texts in others.items() for key, text in texts.items()]
+    best = statistics.mean((spent, again))
+    return {
+        "eval_speedup": slow / best,
+        "eval_speedup_noise": max(spent, again) / min(spent, again),  # the fast way against itself
+        "eval_questions_per_second": count / best,
+        "eval_same_answers": sum(same) / len(same),
+        "eval_languages": len(questions),
+        "eval_all_to_single": best / statistics.mean(singles),
+    }
+
+
+def measure_paper_size(device: str, config: dict, rows: int, length: int, steps: int) -> dict:
+    """Share of the matrix product rate at the paper's size (BERT base, pairs of 32 x 384), eager and compiled."""
+    from transformers import BertConfig
+
+    rate, found = matmul_rate(torch.device(device)), {}
+    for name in ("eager", "compiled"):
+        torch.manual_seed(0)
+        encoder = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **config)
+        layer = min(8, encoder.num_hidden_layers)
+        model = XStaForQuestionAnswering(XStaConfig(encoder=encoder, languages=["en", "de"], sharing_layer=layer))
+        model.to(device).train()
+        if name == "compiled":
+            model.compile(dynamic=True)
+        optimizer = make_optimizer(model, TrainingConfig(steps=1))
+        side = {
+            "input_ids": torch.randint(5, encoder.vocab_size, (rows, length), device=device),
+            "attention_mask": torch.ones(rows, length, dtype=torch.long, device=device),
+            "start_positions": torch.full((rows,), length // 2, device=device),
+            "end_positions": torch.full((rows,), length // 2 + 1, device=device),
+        }
+        inputs = {**side, "language": "de", "source": side, "question_ids": torch.arange(rows, device=device)}
+
+        def step(model=model, optimizer=optimizer, inputs=inputs) -> None:
+            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=has_bf16(device)):
+                loss = model(**inputs).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        seconds = repeat(step, steps, device)
+        flops = training_flops(model, [length] * (2 * rows))
+        found[f"paper_size_{name}_utilisation"] = flops / seconds / rate
+    return found
+
+
+def repeat(step: Callable[[], None], steps: int, device: str) -> float:
+    """Seconds of one call: the median of some, after two to warm up."""
+    taken = []
+    for number in range(steps + 2):
+        began = time.perf_counter()
+        step()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+        if number >= 2:
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def load(protocol: str) -> ProtocolData:
+    """The protocol's data; the embedded corpus where ``compact``'s files are not there."""
+    try:
+        return load_protocol(protocol)
+    except CorpusError as error:
+        print(f"{error}\nusing the protocol demo instead")
+        return load_protocol("demo")
+
+
+def run(args: argparse.Namespace) -> dict:
+    """All measurements as one record."""
+    data = load(args.protocol)
+    fast, plain = (Way(kind, data, args.backbone, args.device) for kind in (False, True))
+    parts = training_parts(experiment("demo", "x-sta"), data, fast.tokenizer)
+    rows = rows_of(parts)
+    chosen = [rows[i] for i in np.random.default_rng(0).choice(len(rows), min(args.rows, len(rows)), replace=False)]
+    test = data.tests[0]
+    questions = {language: part[: args.questions] for language, part in test.questions.items()}
+    rate = matmul_rate(torch.device(args.device))
+    record = {"protocol": data.name, "rows": len(chosen), "questions": args.questions, "backbone": args.backbone}
+    record |= measure_training(fast, plain, parts, chosen)
+    record["matmul_flops_per_second"] = rate
+    record["matmul_utilisation"] = record["train_flops_per_second"] / rate
+    record |= measure_sharing(fast, parts, rows, min(96, args.rows))
+    record |= measure_answering(fast, plain, questions, test.source[: args.questions])
+    record["peak_memory_bytes"] = peak_memory_bytes()  # of the process, with both ways' models
+    if args.device != "cpu":
+        record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    if args.paper_size:
+        record |= measure_paper_size(args.device, {}, 32, PLAIN_LENGTH, 10)
+    return record | {"provenance": provenance()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--protocol", default="compact")
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--questions", type=int, default=48, help="of each language")
+    parser.add_argument("--backbone", default="e5-small-q4")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--paper-size", action="store_true", help="also utilisation of BERT base at 32 x 384 (a GPU)")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(arguments)
+    record = run(args)
+    machine = f"cpu-{platform.machine()}" if args.device == "cpu" else torch.cuda.get_device_name().replace(" ", "-")
+    path = args.results / f"throughput-{machine}.json"
+    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in record.items() if isinstance(value, (int, float))}, indent=1))
+    print(path.name)
+
+
+if __name__ == "__main__":
+    main()
