@@ -46,9 +46,10 @@ def _train(args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     from .experiments import DEMO_METHODS, RESULTS, RUNS, experiment, load_results, run_experiment
-    from .figures import metrics_frame, results_table, write_figures
+    from .figures import write_figures
     from .machine import peak_memory_bytes
     from .protocols import load_protocol
+    from .tables import metrics_frame, results_table
 
     results = RESULTS if args.keep else RUNS / "results"
     data = load_protocol("demo")
@@ -59,6 +60,13 @@ def _demo(args: argparse.Namespace) -> None:
     for path in write_figures("demo", results):
         print(path)
     print(f"peak memory {peak_memory_bytes() / 2**30:.1f} GiB")
+
+
+def _grid(args: argparse.Namespace) -> None:
+    from .grids import run_grid
+
+    for result in run_grid(args.name, args.protocol):
+        print(result["method"], *result["without"], *result["config"]["switches"], "seed", result["seed"])
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -129,6 +137,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train and compare all methods on the embedded corpus, write figures/")
     demo.add_argument("--keep", action="store_true", help="write results/demo instead of runs/results/demo")
     demo.set_defaults(run=_demo)
+
+    grid = commands.add_parser("grid", help="measure what is missing of a table's or figure's grid")
+    grid.add_argument("--name", required=True, help="methods, ablations, gamma, layers or seeds")
+    grid.add_argument("--protocol", default="demo")
+    grid.set_defaults(run=_grid)
 
     evaluate = commands.add_parser("evaluate", help="score predictions in the official {id: text} form")
     evaluate.add_argument("--predictions", required=True)

@@ -11,10 +11,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import bootstrap
 
 from .corpus import Question
-from .results import RESULTS, ROOT, load_results, load_scores
+from .results import RESULTS, ROOT, load_results
+from .tables import average_with_interval, four_systems, metrics_frame, systems, write_tables
 
 FIGURES = ROOT / "figures"
 COLOURS = {
@@ -28,91 +28,25 @@ COLOURS = {
 RIGHT_TO_LEFT = ("ar",)
 
 
-def system_name(result: dict) -> str:
-    """How a result is called in tables: its method, ablations, and whether it read the target alone."""
-    name = result["method"] + "".join(f" w/o {part}" for part in result["without"])
-    return f"{name} (target only)" if result["method"] in ("x-sta", "x-mixup") and result["source"] == "none" else name
-
-
-def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
-    """Results as tidy rows: ``system, dataset, language, f1, em, n, seed, source, protocol, scores``."""
-    rows = [
-        {
-            "system": system_name(result),
-            "dataset": dataset,
-            "language": language,
-            **values,
-            "seed": result["seed"],
-            "source": result["source"],
-            "protocol": result["protocol"],
-            "scores": result["scores"],
-        }
-        for result in results
-        for dataset, by_language in result["metrics"].items()
-        for language, values in by_language.items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def systems(frame: pd.DataFrame) -> list[str]:
-    """The systems of a frame in the paper's order, unknown ones last."""
-    found = list(frame["system"].unique())
-    return [name for name in COLOURS if name in found] + sorted(set(found) - set(COLOURS))
-
-
-def average_interval(scores: pd.DataFrame, metric: str = "f1", seed: int = 0) -> tuple[float, float, float]:
-    """The unweighted mean over languages, in percent, and its 95 % bootstrap interval.
-
-    Questions with one id are resampled together in all languages, as they are translations of each other.
+def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
+    """F1 by language, one bar a system (means over seeds), and the average with its 95 % interval.
 
     Args:
-        scores: rows ``language, id, f1, em`` of one system and data set.
-        metric: ``f1`` or ``em``.
-        seed: of the 1,000 resamples.
+        frame: see :func:`~xsta_lib.tables.metrics_frame`; ablations and switches are left out.
+        dataset: which of its data sets.
     """
-    table = scores.pivot(index="id", columns="language", values=metric)
-    value = float(table.mean().mean())
-    if table.isna().any().any():  # not parallel: every language is resampled on its own
-        parts = tuple(table[language].dropna().to_numpy() for language in table)
-        found = bootstrap(
-            parts, lambda *x, axis: np.mean([part.mean(axis=axis) for part in x], axis=0), n_resamples=1000, rng=seed,
-            method="percentile", vectorized=True,
-        )  # fmt: skip
-    else:
-        found = bootstrap((table.mean(axis=1).to_numpy(),), np.mean, n_resamples=1000, rng=seed, method="percentile")
-    return value, float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def results_table(frame: pd.DataFrame, dataset: str) -> str:
-    """F1 / EM by system and language as a Markdown table; the average carries its 95 % interval (of F1)."""
-    part = frame[frame["dataset"] == dataset]
-    languages = list(dict.fromkeys(part["language"]))
-    lines = [f"| {dataset} (F1 / EM) | {' | '.join(languages)} | avg | 95 % interval of avg F1 |"]
-    lines.append("|" + "---|" * (len(languages) + 3))
-    for system in systems(part):
-        rows = part[part["system"] == system]
-        rows = rows[rows["scores"] == rows["scores"].iloc[0]].set_index("language").loc[languages]
-        cells = [f"{row.f1:.1f} / {row.em:.1f}" for row in rows.itertuples()]
-        _, low, high = average_interval(load_scores(rows["scores"].iloc[0], dataset))
-        average = f"{rows['f1'].mean():.1f} / {rows['em'].mean():.1f}"
-        lines.append(f"| {system} | {' | '.join(cells)} | {average} | {low:.1f} to {high:.1f} |")
-    return "\n".join(lines)
-
-
-def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
-    """F1 by language, one bar a system, and the average with its 95 % interval."""
-    part = frame[frame["dataset"] == dataset]
+    part = four_systems(frame[frame["dataset"] == dataset])
     languages, names = list(dict.fromkeys(part["language"])), systems(part)
     protocol = part["protocol"].iloc[0]
     figure = Figure(figsize=(max(7, 0.95 * len(languages) + 2), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(names)
     for number, system in enumerate(names):
-        rows = part[part["system"] == system].drop_duplicates("language").set_index("language").loc[languages]
-        value, low, high = average_interval(load_scores(rows["scores"].iloc[0], dataset))
-        heights = [*rows["f1"], value]
+        rows = part[part["system"] == system]
+        value, low, high = average_with_interval(rows, dataset)
+        heights = [*rows.groupby("language")["f1"].mean().loc[languages], value]
         places = np.arange(len(heights)) + (number - (len(names) - 1) / 2) * width
-        axes.bar(places, heights, width, label=system, color=COLOURS.get(system, f"C{number}"))
+        axes.bar(places, heights, width, label=system, color=COLOURS[system])
         axes.errorbar(places[-1], value, [[value - low], [high - value]], color="black", capsize=2, linewidth=1)
     axes.set_xticks(range(len(languages) + 1), [*languages, "average"])
     axes.axvline(len(languages) - 0.5, color="0.8", linewidth=1)
@@ -125,8 +59,8 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
 
 
 def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") -> Figure:
-    """Figure 3: F1 on the source language against the mean over the target languages, by method."""
-    part = frame[frame["dataset"] == dataset].drop_duplicates(["system", "language"])
+    """Figure 3: F1 on the source language against the mean over the target languages, by method; means over seeds."""
+    part = four_systems(frame[frame["dataset"] == dataset])
     names = systems(part)
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.subplots()
@@ -135,11 +69,71 @@ def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") ->
     for number, system in enumerate(names):
         heights = [part[chosen & (part["system"] == system)]["f1"].mean() for chosen in sides.values()]
         places = np.arange(2) + (number - (len(names) - 1) / 2) * width
-        bars = axes.bar(places, heights, width, label=system, color=COLOURS.get(system, f"C{number}"))
+        bars = axes.bar(places, heights, width, label=system, color=COLOURS[system])
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
     axes.set_xticks(range(2), list(sides))
     axes.set(ylabel="F1 (%)", title=f"Source and targets: {dataset} (protocol {part['protocol'].iloc[0]})")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def sweep_frame(results: Sequence[dict], switch: str, default: float) -> pd.DataFrame:
+    """F1 of X-STA over the values of one switch: rows by value, a column a data set; first seed.
+
+    Columns are the data sets' means over languages (with the source, and ``<data set> (target only)`` without), and
+    ``held-out validation``, the score that chose the weights, where the run was validated.
+
+    Args:
+        results: of one protocol.
+        switch: ``gamma`` or ``sharing_layer``.
+        default: its value in the full method, whose result has no switch.
+    """
+    rows: dict[float, dict[str, float]] = {}
+    first = min((result["seed"] for result in results), default=0)
+    for result in results:
+        switches = dict(map(tuple, result["config"].get("switches", [])))
+        if result["method"] != "x-sta" or result["without"] or set(switches) - {switch} or result["seed"] != first:
+            continue
+        row = rows.setdefault(switches.get(switch, default), {})
+        for dataset, by_language in result["metrics"].items():
+            name = f"{dataset} (target only)" if result["source"] == "none" else dataset
+            row[name] = float(np.mean([values["f1"] for values in by_language.values()]))
+        if result.get("validation_f1") is not None:
+            row["held-out validation"] = result["validation_f1"]
+    return pd.DataFrame(rows).T.sort_index()
+
+
+def gamma_curve(frame: pd.DataFrame, left: str, right: str, protocol: str) -> Figure:
+    """Figure 7: mean F1 over gamma, the weight of the teacher's loss; one axis a data set.
+
+    Args:
+        frame: of :func:`sweep_frame`.
+        left, right: its columns; the values of gamma are spaced evenly.
+        protocol: named in the title.
+    """
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    pairs = ((axes, left, "#0072B2", "o"), (axes.twinx(), right, "#D55E00", "s"))
+    for side, name, colour, marker in pairs:
+        side.plot(range(len(frame)), frame[name], color=colour, marker=marker)
+        side.set_ylabel(f"{name}: F1 (%)", color=colour)
+        side.tick_params(axis="y", labelcolor=colour)
+        side.spines["top"].set_visible(False)
+    axes.set_xticks(range(len(frame)), [f"{value:g}" for value in frame.index])
+    axes.set(xlabel="gamma", title=f"Weight of the teacher's loss (protocol {protocol})")
+    return figure
+
+
+def layer_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str) -> Figure:
+    """Figure 8: mean F1 over the layer that shares, a line a column of :func:`sweep_frame`."""
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    for name, colour, marker in zip(columns, ("#0072B2", "#D55E00", "#009E73"), "os^", strict=False):
+        axes.plot(frame.index, frame[name], color=colour, marker=marker, label=name)
+    axes.set_xticks(frame.index)
+    axes.set(xlabel="sharing layer", ylabel="F1 (%)", title=f"Layer of GDKS (protocol {protocol})")
+    axes.legend(frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -247,8 +241,16 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def sweep_columns(frame: pd.DataFrame, dataset: str) -> list[str]:
+    """The two columns that Figures 7 and 8 show: held-out validation, or else target only, and the data set."""
+    first = "held-out validation" if "held-out validation" in frame else f"{dataset} (target only)"
+    return [first, dataset]
+
+
 def write_figures(protocol: str, folder: Path = RESULTS) -> list[Path]:
-    """Write the figures of a protocol's results (those in ``folder``) into ``figures/``.
+    """Write the figures of a protocol's results (those in ``folder``) into ``figures/``, and its tables beside them.
+
+    Figures 7 and 8 come once their grids were measured.
 
     Raises:
         FileNotFoundError: the protocol has no results yet.
@@ -258,7 +260,14 @@ def write_figures(protocol: str, folder: Path = RESULTS) -> list[Path]:
         raise FileNotFoundError(f"{folder / protocol}: no results yet; run 'xsta train --protocol {protocol}' first")
     frame = metrics_frame(results)
     dataset = frame["dataset"].iloc[0]
-    return [
-        save(source_target_bars(frame, dataset), FIGURES / f"figure3-{protocol}.png"),
-        save(language_bars(frame, dataset), FIGURES / f"languages-{protocol}.png"),
-    ]
+    figures = {
+        "figure3": source_target_bars(frame, dataset),
+        "languages": language_bars(frame, dataset),
+    }
+    gamma, layers = sweep_frame(results, "gamma", 0.1), sweep_frame(results, "sharing_layer", 8)
+    if len(gamma) > 1:
+        figures["figure7"] = gamma_curve(gamma, *sweep_columns(gamma, dataset), protocol)
+    if len(layers) > 1:
+        figures["figure8"] = layer_curve(layers, sweep_columns(layers, dataset), protocol)
+    written = [save(figure, FIGURES / f"{name}-{protocol}.png") for name, figure in figures.items()]
+    return written + write_tables(results, protocol, folder)

@@ -1,0 +1,156 @@
+"""Tables: seeds, switches and ablations in their places, the paper's numbers beside, Markdown and LaTeX; grids."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from xsta_lib import figures, tables
+from xsta_lib.evaluation import Evaluation
+from xsta_lib.experiments import METHODS, describe, experiment, result_path
+from xsta_lib.grids import grid, missing
+from xsta_lib.metrics import Score, aggregate
+from xsta_lib.results import load_results, write_result
+
+LANGUAGES = ("en", "de", "zh")
+
+
+def evaluation(f1: float) -> Evaluation:
+    """20 questions a language whose F1 is ``f1`` (0 to 1) on average, English 10 points better."""
+    scores = {
+        language: {f"q{i}": Score(0.25, f1 + 0.1 * (language == "en") + 0.01 * (i % 2 - 0.5)) for i in range(20)}
+        for language in LANGUAGES
+    }
+    return Evaluation({language: aggregate(values) for language, values in scores.items()}, scores, {})
+
+
+def put(folder, f1: float, source: str = "gold", validation: float | None = None, method="x-sta", **changes) -> None:
+    """Write one result of the data set ``xquad``; its reading ``target`` is two points worse."""
+    exp = experiment("demo", method, **changes)
+    readings = {"calibrated": evaluation(f1)}
+    if source != "none":
+        readings["target"] = evaluation(f1 - 0.02)
+    record = {**describe(exp, source), "validation_f1": validation}
+    write_result(result_path(exp, source, folder), record, {"xquad": readings})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three systems, X-STA with two more seeds, target only, two ablations, three gammas."""
+    put(tmp_path, 0.40, "none", method="zero-shot")
+    put(tmp_path, 0.45, "none", method="trans-train")
+    for seed, f1 in ((42, 0.50), (43, 0.51), (44, 0.52)):
+        put(tmp_path, f1, validation=60.0, seed=seed)
+    put(tmp_path, 0.48, "none")
+    put(tmp_path, 0.49, without=("gdks",))
+    put(tmp_path, 0.47, without=("atgc",))
+    for gamma, f1, validation in ((0.0, 0.44, 55.0), (0.5, 0.46, 57.0)):
+        put(tmp_path, f1, validation=validation, switches=(("gamma", gamma),))
+    return tmp_path
+
+
+def test_seeds_become_one_row_and_switches_stay_out(folder):
+    frame = tables.metrics_frame(load_results("demo", folder))
+    assert {"x-sta gamma=0.5", "x-sta w/o gdks"} <= set(frame["system"])
+    four = tables.four_systems(frame)
+    heading, table = tables.results_block(four, "xquad")
+    assert heading == "Measured, protocol demo"
+    assert list(table.index) == ["zero-shot", "trans-train", "x-sta (target only)", "x-sta"]
+    assert table.loc["x-sta", "de"] == "51.0 / 25.0" and table.loc["x-sta", "avg"].startswith("54.3 /")
+    # three seeds 1 point apart: 4.3027 / sqrt(3) around the mean over languages
+    assert table.loc["x-sta"].iloc[-1] == "51.8 to 56.8 (3 seeds)"
+    assert "seeds" not in table.loc["zero-shot"].iloc[-1]
+
+
+def test_differences_are_paired_over_the_targets(folder):
+    heading, table = tables.difference_block(tables.metrics_frame(load_results("demo", folder)), "xquad")
+    assert heading.endswith("xquad, without en")
+    assert table.loc["x-sta against zero-shot"].tolist() == ["+10.0", "+10.0 to +10.0", "below 0.001"]
+    assert set(table.index) == {f"x-sta against {n}" for n in ("zero-shot", "trans-train", "x-sta (target only)")}
+
+
+def test_ablations_count_a_reading_as_one(folder):
+    _, table = tables.ablation_block(load_results("demo", folder))
+    assert list(table.index) == ["Ours", "w/o. GDKS", "w/o. ATGC", "w/o. ATGC inference"]
+    assert table["xquad"].tolist() == [
+        "53.3 / 25.0",
+        "52.3 / 25.0 (-1.0)",
+        "50.3 / 25.0 (-3.0)",
+        "51.3 / 25.0 (-2.0)",
+    ]
+
+
+def test_the_papers_tables_stand_beside_and_apart(folder):
+    frame = tables.metrics_frame(load_results("demo", folder))
+    blocks = tables.table_blocks(3, frame)
+    assert [heading for heading, _ in blocks] == [
+        "Measured, protocol demo",
+        "Paper, mBERT base, its own protocol",
+        "Paper, XLM-R base, its own protocol",
+    ]
+    assert blocks[1][1].loc["Zero-shot", "en"] == "83.5 / 72.2"
+    assert len(tables.table_blocks(1, frame)) == 2  # nothing of MLQA was measured
+    assert tables.table4_blocks(load_results("demo", folder))[1][1].loc["Ours", "MLQA"] == "71.2 / 53.2"
+
+
+def test_written_tables_are_markdown_and_latex(folder):
+    text, tex = (path.read_text("utf-8") for path in tables.write_tables(load_results("demo", folder), "demo", folder))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(re.fullmatch(r"\|( [^|]* \||---\|)+", row) for row in rows) and "## Table 4: ablations" in text
+    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 9
+    assert tex.isascii() and r"w/o. alignment\_s" in tex and r"95 \% interval" in tex
+    body = re.sub(r"(?m)^%.*|\\label\{.*?\}| & ", "", tex)
+    assert not re.search(r"(?<!\\)[%&_#]", body)
+
+
+def test_curves_draw_the_frames_values(folder):
+    frame = figures.sweep_frame(load_results("demo", folder), "gamma", 0.1)
+    assert frame.index.tolist() == [0.0, 0.1, 0.5]
+    assert frame["xquad"].round(1).tolist() == [47.3, 53.3, 49.3]
+    left, right = figures.gamma_curve(frame, *figures.sweep_columns(frame, "xquad"), "demo").axes
+    assert left.lines[0].get_ydata().tolist() == [55.0, 60.0, 57.0] and left.get_ylabel().startswith("held-out")
+    assert right.lines[0].get_ydata() == pytest.approx(frame["xquad"])
+    drawn = figures.layer_curve(frame, ["xquad"], "demo").axes[0].lines[0]
+    assert drawn.get_xydata().tolist() == [[k, v] for k, v in frame["xquad"].items()]
+
+
+def test_bars_average_seeds_and_leave_ablations_out(folder):
+    frame = tables.metrics_frame(load_results("demo", folder))
+    bars = figures.source_target_bars(frame, "xquad").axes[0].containers
+    assert [bar.get_label() for bar in bars] == ["zero-shot", "trans-train", "x-sta (target only)", "x-sta"]
+    assert [patch.get_height() for patch in bars[3]] == pytest.approx([61.0, 51.0])
+
+
+def test_figures_and_tables_are_written_together(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES", tmp_path / "figures")
+    names = {path.name for path in figures.write_figures("demo", folder)}
+    assert names == {"figure3-demo.png", "languages-demo.png", "figure7-demo.png", "tables.md", "tables.tex"}
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "count"),
+    [
+        ("methods", "demo", 4),
+        ("ablations", "demo", 6),
+        ("gamma", "compact", 5),
+        ("layers", "compact", 6),
+        ("layers", "demo", 12),
+        ("seeds", "compact", 12),
+    ],
+)
+def test_grids_hold_each_experiment_once_and_the_papers_setting_plain(name, protocol, count):
+    experiments = grid(name, protocol)
+    assert len({exp.fingerprint for exp in experiments}) == len(experiments) == count
+    full = experiment(protocol, "x-sta")
+    assert sum(exp == full for exp in experiments) == 1
+    if name == "methods":
+        assert [exp.method for exp in experiments] == list(METHODS)
+    if name in ("gamma", "layers"):
+        others = [exp for exp in experiments if exp != full]
+        assert all(exp == replace(full, switches=exp.switches) and len(exp.switches) == 1 for exp in others)
+
+
+def test_unknown_grids_are_refused_and_measured_ones_known():
+    with pytest.raises(ValueError, match="the grids are methods, ablations"):
+        grid("beta", "demo")
+    assert experiment("demo", "x-sta") not in missing(grid("methods", "demo"))

@@ -1,0 +1,71 @@
+"""Grids: lists of experiments behind a table or a figure, measured where they are missing."""
+
+import time
+from dataclasses import replace
+
+from .configuration import ABLATIONS
+from .experiment_config import METHODS, Experiment, experiment
+from .experiments import load_or_run
+from .reporting import duration
+from .results import load_results
+
+GAMMAS = (0.0, 0.01, 0.05, 0.1, 0.5)  # Figure 7
+SEEDS = (42, 43, 44)
+# Figure 8 has all twelve layers; `compact` takes every second one, for time.
+LAYERS = {"compact": (2, 4, 6, 8, 10, 12)}
+ALL_LAYERS = tuple(range(1, 13))
+NAMES = ("methods", "ablations", "gamma", "layers", "seeds")
+
+
+def grid(name: str, protocol: str) -> list[Experiment]:
+    """The experiments of a grid; the paper's own setting among them is the plain method, measured once for all.
+
+    Args:
+        name: ``methods`` (the four systems), ``ablations`` (Table 4; "w/o ATGC inference" is a reading of the full
+            method and needs no run), ``gamma`` (Figure 7), ``layers`` (Figure 8) or ``seeds`` (methods by seeds).
+        protocol: see :func:`~xsta_lib.experiment_config.experiment`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    full = experiment(protocol, "x-sta")
+    config = full.model_config()
+    if name == "methods":
+        return [experiment(protocol, method) for method in METHODS]
+    if name == "ablations":
+        parts = [part for part in ABLATIONS if part != "atgc_inference"]
+        return [full, *(experiment(protocol, "x-sta", without=(part,)) for part in parts)]
+    if name == "gamma":
+        return [_switched(full, "gamma", value, config.gamma) for value in GAMMAS]
+    if name == "layers":
+        layers = LAYERS.get(protocol, ALL_LAYERS)
+        return [_switched(full, "sharing_layer", value, config.sharing_layer) for value in layers]
+    if name == "seeds":
+        return [experiment(protocol, method, seed=seed) for seed in SEEDS for method in METHODS]
+    raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(NAMES)}")
+
+
+def _switched(full: Experiment, switch: str, value: float, default: float) -> Experiment:
+    return full if value == default else replace(full, switches=((switch, value),))
+
+
+def missing(experiments: list[Experiment]) -> list[Experiment]:
+    """Those without a committed result."""
+    known = {result["fingerprint"] for place in {e.place for e in experiments} for result in load_results(place)}
+    return [exp for exp in experiments if exp.fingerprint not in known]
+
+
+def run_grid(name: str, protocol: str, progress: bool = True) -> list[dict]:
+    """Measure what is missing of a grid, one experiment after the other, and return all its results.
+
+    Stopped at any moment, the same call goes on where it was: results, checkpoints and answers are kept as they come.
+    """
+    experiments = grid(name, protocol)
+    todo, began = missing(experiments), time.perf_counter()
+    for number, exp in enumerate(todo):
+        if progress:
+            spent = time.perf_counter() - began
+            left = f", about {duration(spent / number * (len(todo) - number))} left" if number else ""
+            print(f"grid {name} ({protocol}): {number + 1} of {len(todo)} to measure: {exp.name}{left}")
+        load_or_run(exp, progress)
+    return [result for exp in experiments for result in load_or_run(exp, progress)]

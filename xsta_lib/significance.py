@@ -1,0 +1,96 @@
+"""How sure a number is: intervals over questions and over seeds, and paired comparisons of two systems."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap, t
+
+
+def by_question(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Scores as a table of questions (rows) and languages (columns); a question that a language lacks is missing."""
+    return scores.pivot(index="id", columns="language", values=metric)
+
+
+def average_interval(scores: pd.DataFrame, metric: str = "f1", seed: int = 0) -> tuple[float, float, float]:
+    """The unweighted mean over languages, in percent, and its 95 % bootstrap interval.
+
+    Questions with one id are resampled together in all languages, as they are translations of each other.
+
+    Args:
+        scores: rows ``language, id, f1, em`` of one system and data set.
+        metric: ``f1`` or ``em``.
+        seed: of the 1,000 resamples.
+    """
+    table = by_question(scores, metric)
+    value = float(table.mean().mean())
+    if table.isna().any().any():  # not parallel: every language is resampled on its own
+        parts = tuple(table[language].dropna().to_numpy() for language in table)
+        found = bootstrap(
+            parts, lambda *x, axis: np.mean([part.mean(axis=axis) for part in x], axis=0), n_resamples=1000, rng=seed,
+            method="percentile", vectorized=True,
+        )  # fmt: skip
+    else:
+        found = bootstrap((table.mean(axis=1).to_numpy(),), np.mean, n_resamples=1000, rng=seed, method="percentile")
+    return value, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over seeds and half the width of its 95 % interval (Student's t); ``nan`` for a single seed."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    spread = values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean()), float(t.ppf(0.975, len(values) - 1) * spread)
+
+
+class Difference(NamedTuple):
+    """First minus second system in percentage points, its 95 % interval, and the two-sided p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_bootstrap(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    metric: str = "f1",
+    without: Sequence[str] = (),
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """Whether one system is better than another on the same questions (Koehn, 2004, over mean scores).
+
+    The difference of the unweighted means over languages is drawn again and again from resampled questions: by id in
+    all languages together where the data set is parallel, else in each language on its own.
+
+    Args:
+        first, second: rows ``language, id, f1, em`` of each system, in percent.
+        metric: ``f1`` or ``em``.
+        without: languages left out, such as the source.
+        resamples: how often.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: the two did not answer the same questions.
+    """
+    tables = [by_question(scores[~scores["language"].isin(without)], metric).sort_index() for scores in (first, second)]
+    same = tables[0].index.equals(tables[1].index) and list(tables[0]) == list(tables[1])
+    if not same or not (tables[0].isna() == tables[1].isna()).all().all():
+        raise ValueError("the two systems did not answer the same questions; compare results of one protocol")
+    table, rng = tables[0] - tables[1], np.random.default_rng(seed)
+    if table.isna().any().any():
+        parts = [table[language].dropna().to_numpy() for language in table]
+    else:
+        parts = [table.mean(axis=1).to_numpy()]
+    drawn = np.zeros(resamples)
+    for part in parts:
+        for low in range(0, resamples, 500):  # some at a time: a whole matrix of indices would take gigabytes
+            chosen = rng.integers(len(part), size=(min(500, resamples - low), len(part)))
+            drawn[low : low + 500] += part[chosen].mean(axis=1) / len(parts)
+    below, above = (drawn <= 0).sum(), (drawn >= 0).sum()
+    p = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
+    return Difference(float(table.mean().mean()), *map(float, np.percentile(drawn, [2.5, 97.5])), float(p))
