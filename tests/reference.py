@@ -199,6 +199,12 @@ def running_update(
     return (1.0 - momentum) * running_mean + momentum * mean, (1.0 - momentum) * running_var + momentum * var
 
 
+def fading_average(batches: list[Array], momentum: float = 0.1) -> Array:
+    """Section 3.3, inference: the batches' statistics (H,), oldest first, each weighing 1 - momentum times the next one."""
+    weights = np.array([(1.0 - momentum) ** age for age in reversed(range(len(batches)))])
+    return sum(weight * batch for weight, batch in zip(weights, batches, strict=True)) / weights.sum()
+
+
 def teacher_attention(
     h_t: Array, h_s: Array, m_s: Array, wq: Array, bq: Array, wk: Array, bk: Array, heads: int
 ) -> Array:

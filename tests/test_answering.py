@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tiny import write_tiny_e5
 
 from xsta_lib import XStaConfig, XStaForQuestionAnswering
-from xsta_lib.answering import READINGS, DecodingSpec, Predictor, best_spans, explain
+from xsta_lib.answering import READINGS, DecodingSpec, Predictor, best_spans
 from xsta_lib.evaluation import evaluate_once
+from xsta_lib.explaining import explain
 from xsta_lib.features import WindowSpec
 from xsta_lib.metrics import read_predictions
 from xsta_lib.protocols import TestSet, load_protocol

@@ -120,17 +120,19 @@ def compare_norm(statistics: str = "tokens") -> None:
     norm = teaching.RepresentationNorm(HIDDEN, ["en", "de"], statistics=statistics).double()
     normalise = reference.normalise if statistics == "tokens" else reference.normalise_release
     mean, variance = np.zeros(HIDDEN), np.ones(HIDDEN)
-    mask = ragged_mask([9, 2, 5], 10)
+    mask, seen = ragged_mask([9, 2, 5], 10), []
     for seed in (1, 2):
         states = normal(3, 10, HIDDEN, seed=seed) * (1 + seed) + seed
         states[:, :3] += 5.0  # the start differs, so short sequences have other means than long ones
         expected, batch_mean, batch_variance = normalise(states.numpy(), mask.numpy())
         close(norm(states, mask, "de"), expected)
         mean, variance = reference.running_update(mean, variance, batch_mean, batch_variance)
+        seen.append((batch_mean, batch_variance))
     close(norm.running_mean[1], mean)
     close(norm.running_var[1], variance)
     norm.eval()
-    close(norm(states, mask, "de"), reference.standardise(states.numpy(), mean, variance))
+    faded = [reference.fading_average(list(values)) for values in zip(*seen, strict=True)]
+    close(norm(states, mask, "de"), reference.standardise(states.numpy(), *faded))
 
 
 @pytest.mark.parametrize("statistics", ["tokens", "sequences"])
@@ -275,8 +277,9 @@ def reference_normalised(model: XStaForQuestionAnswering, side: dict[str, Array]
     """h~ of one language: the batch's statistics in training, the running ones in evaluation."""
     norm = model.normalisation
     if not model.training:
-        row = norm.languages.index(language)
-        return reference.standardise(side["states"], norm.running_mean[row].numpy(), norm.running_var[row].numpy())
+        start = 0.9 ** norm.updates[norm.languages.index(language)].item()
+        row = [value[norm.languages.index(language)].numpy() for value in (norm.running_mean, norm.running_var)]
+        return reference.standardise(side["states"], row[0] / (1 - start), (row[1] - start) / (1 - start))
     release = model.config.normalisation_statistics == "sequences"
     return (reference.normalise_release if release else reference.normalise)(side["states"], side["mask"])[0]
 
@@ -636,7 +639,13 @@ SENTENCE_ALIGNMENT, TOKEN_ALIGNMENT, ROW_ENTROPY = (
 OBJECTIVE = XStaForQuestionAnswering.objective
 GDKS, VANILLA, SDPA = ("gdks",), ("cross-attention",), ("gdks", "paper", False)
 
+
 # Owner, attribute, what takes its place, the comparison that must fail, the comparison's arguments.
+def averages_with_start(self: teaching.RepresentationNorm, rows: list[int]) -> tuple[Tensor, Tensor]:
+    """The running averages as they are, their start values' share included."""
+    return self.running_mean[rows], self.running_var[rows]
+
+
 MUTATIONS = [
     (sharing.SharingMixin, "mixing", wrong_lambda, compare_sharing, GDKS),
     (sharing.SharingMixin, "corrected_source", wrong_correction, compare_sharing, SDPA),
@@ -651,6 +660,7 @@ MUTATIONS = [
     (teaching.RepresentationNorm, "batch_statistics", padded_statistics, compare_norm, ()),
     (teaching.RepresentationNorm, "batch_statistics", token_statistics, compare_norm, ("sequences",)),
     (teaching.RepresentationNorm, "momentum", 0.9, compare_norm, ()),
+    (teaching.RepresentationNorm, "averages", averages_with_start, compare_norm, ()),
     (teaching.RepresentationNorm, "eps", 1e-5, compare_small_variance, ()),
     (teaching.AttentiveTeacher, "attention", summed_heads, compare_teacher, ("raw",)),
     (teaching, "attention_probabilities", unmasked_attention, compare_teacher, ()),

@@ -276,6 +276,14 @@ def test_running_averages_are_per_language() -> None:
     assert shared.running_mean.shape == (1, HIDDEN) and shared.updates.tolist() == [2]
 
 
+def test_one_batch_is_enough_for_its_own_statistics() -> None:
+    """After one training pass inference normalises the same batch as training did: no share of the start is left."""
+    states, mask = random_states(0, [8, 5])
+    norm = RepresentationNorm(HIDDEN, ["en", "de"])
+    trained = norm(3 * states + 2, mask, "de")
+    torch.testing.assert_close(norm.eval()(3 * states + 2, mask, "de"), trained, rtol=1e-4, atol=1e-4)
+
+
 def test_a_model_updates_each_side_of_a_pair_once() -> None:
     """One update a training pass for the source and one for the target; English rows count for English."""
     model = tiny_model()
@@ -296,7 +304,7 @@ def test_an_unknown_language_uses_the_trained_targets_and_says_so_once(caplog: p
     norm = RepresentationNorm(HIDDEN, ["en", "de", "es", "zh"])
     states, mask = random_states(0, [8, 5])
     norm(states, mask, "en")
-    torch.testing.assert_close(norm.stored_statistics("sw")[0], norm.running_mean[0])
+    torch.testing.assert_close(norm.stored_statistics("sw")[0], norm.running_mean[0] / 0.1)  # one update: 0.9 is start
     norm(states + 3, mask, "de"), norm(states * 2, mask, "es")
     caplog.clear()
     norm.eval()
@@ -305,7 +313,7 @@ def test_an_unknown_language_uses_the_trained_targets_and_says_so_once(caplog: p
             result = norm(states, mask, "th")
         norm(states, mask, "zh")  # announced but never trained on
         norm(states, mask, "de")
-    mean, variance = norm.running_mean[1:3].mean(0), norm.running_var[1:3].mean(0)
+    mean, variance = norm.running_mean[1:3].mean(0) / 0.1, (norm.running_var[1:3].mean(0) - 0.9) / 0.1
     torch.testing.assert_close(result, (states - mean) / (variance + 1e-8).sqrt())
     warned = [record.getMessage() for record in caplog.records]
     assert len(warned) == 2 and "'th'" in warned[0] and "'zh'" in warned[1] and "de, es" in warned[0]

@@ -9,7 +9,8 @@ from xsta_lib.cli import main
 from xsta_lib.corpus import Answer, Question, write_squad
 from xsta_lib.evaluation import Evaluation
 from xsta_lib.experiments import Experiment, describe, experiment, result_path
-from xsta_lib.figures import highlight, language_bars, source_target_bars
+from xsta_lib.figures import language_bars, source_target_bars
+from xsta_lib.marking import highlight
 from xsta_lib.metrics import Score, aggregate
 from xsta_lib.results import load_results, load_scores, write_result
 from xsta_lib.significance import average_interval

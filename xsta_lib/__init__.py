@@ -20,7 +20,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """The names of ``answering``, read when first asked for: it brings ``datasets``."""
-    if name in ("Explanation", "Predictor", "explain"):
-        return getattr(importlib.import_module(".answering", __name__), name)
+    """The names of ``answering`` and ``explaining``, read when first asked for: they bring ``datasets`` and more."""
+    places = {"Predictor": ".answering", "Explanation": ".explaining", "explain": ".explaining"}
+    if name in places:
+        return getattr(importlib.import_module(places[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

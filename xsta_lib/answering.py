@@ -154,7 +154,7 @@ class Predictor:
 
     def _read_alone(self, windows: Windows, indices, language: str, answers: Answers, readings, bar) -> None:
         for batch in like_lengths(windows, indices, self.batch_size):
-            inputs = self._inputs(windows, batch)
+            inputs = self.inputs(windows, batch)
             with self._autocast():
                 output = self.model(**inputs, language=language)
             self._decode(output, windows, batch, answers, readings)
@@ -178,7 +178,7 @@ class Predictor:
                 for batch in like_lengths(part, indices, self.batch_size):
                     source = stack([store[int(i)] for i in paired[language][batch]])
                     with self._autocast():
-                        output = self.model(**self._inputs(part, batch), language=language, source=source)
+                        output = self.model(**self.inputs(part, batch), language=language, source=source)
                     self._decode(output, part, batch, answers[language], readings)
                     bar.update(len(batch))
 
@@ -186,7 +186,7 @@ class Predictor:
         store = {}
         for batch in like_lengths(windows, needed, self.batch_size):
             with self._autocast():
-                encoded = self.model.encode(**self._inputs(windows, batch), language=self.model.config.source_language)
+                encoded = self.model.encode(**self.inputs(windows, batch), language=self.model.config.source_language)
             if own is not None:
                 self._decode(self.model.distributions(encoded), windows, batch, own, readings)
                 bar.update(len(batch))
@@ -195,10 +195,11 @@ class Predictor:
                 store[int(index)] = encoded.map(lambda value, row=row, n=length: value[row, :n])
         return store
 
-    def _inputs(self, windows: Windows, indices) -> dict[str, Tensor]:
-        inputs = collate_windows(windows, indices, self.tokenizer.pad_token_id, self.multiple)
+    def inputs(self, windows: Windows, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The model's arguments for some windows, on its device."""
+        batch = collate_windows(windows, indices, self.tokenizer.pad_token_id, self.multiple)
         names = ("input_ids", "attention_mask", "token_type_ids")
-        return {name: inputs[name].to(self.model.device) for name in names if name in inputs}
+        return {name: batch[name].to(self.model.device) for name in names if name in batch}
 
     def _autocast(self):
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)
@@ -222,68 +223,3 @@ def stack(rows: Sequence) -> object:
     }
     missing = {name: None for name in vars(rows[0]) if name not in stacked}
     return type(rows[0])(**stacked, **missing)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What led to one answer. N_T and N_S count the tokens of the target's and the source's first window.
-
-    Attributes:
-        target_tokens, source_tokens: the pieces that the other fields' positions stand for.
-        target_context_start, source_context_start: the position of each side's first context token.
-        cross_attention: (A, N_T, N_S) of the sharing layer; ``None`` without a source.
-        teacher_attention: (N_T, N_S), heads averaged; ``None`` without a teacher.
-        target, teacher, calibrated: (N_T, 2) distributions over start and end; the teacher's may be ``None``.
-        answer, gold: the predicted text (of this window) and the first gold answer, if there is one.
-    """
-
-    target_tokens: list[str]
-    source_tokens: list[str]
-    target_context_start: int
-    source_context_start: int
-    cross_attention: np.ndarray | None
-    teacher_attention: np.ndarray | None
-    target: np.ndarray
-    teacher: np.ndarray | None
-    calibrated: np.ndarray
-    answer: str
-    gold: str
-
-
-def explain(predictor: Predictor, question: Question, language: str, source: Question | None = None) -> Explanation:
-    """Answer one question and keep what led to the answer: attentions, distributions and their tokens.
-
-    Args:
-        predictor: with the model and its tokenizer.
-        question: in the target language; its first window is explained.
-        language: the target language.
-        source: the same question in the source language.
-    """
-    model, tokenizer = predictor.model, predictor.tokenizer
-    target = predictor.windows([question])
-    sides = [target] if source is None else [target, predictor.windows([source])]
-    inputs = [predictor._inputs(windows, [0]) for windows in sides]
-    with torch.inference_mode():
-        output = model(**inputs[0], language=language, source=inputs[1] if source else None, explain=True)
-    allowed = context_mask(target, [0], output.target.shape[1]).to(output.target.device)
-    start, end, _ = best_spans(output.calibrated, allowed, predictor.decoding)
-    n_target, n_source = int(sides[0].length[0]), int(sides[-1].length[0]) if source else 0
-
-    def take(value: Tensor | None, *axes: slice) -> np.ndarray | None:
-        return None if value is None else value[0][axes].float().cpu().numpy()
-
-    both = slice(n_target), slice(n_source)
-    tokens = [tokenizer.convert_ids_to_tokens(windows.input_ids[0].tolist()) for windows in sides]
-    return Explanation(
-        tokens[0],
-        tokens[1] if source else [],
-        int(sides[0].context_start[0]),
-        int(sides[-1].context_start[0]) if source else 0,
-        take(output.cross_attention, slice(None), *both),
-        take(output.teacher_attention, *both),
-        take(output.target, both[0]),
-        take(output.teacher, both[0]),
-        take(output.calibrated, both[0]),
-        target.text(0, int(start), int(end)),
-        question.answers[0].text if question.answers else "",
-    )

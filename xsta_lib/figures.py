@@ -3,7 +3,6 @@
 Colours are Okabe and Ito's, told apart by colour-blind readers. The protocol of every number is printed beside it.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .corpus import Question
+from .inspection import attention_maps, read_cases, read_inspection
+from .marking import DPI, case_picture
+from .model_figures import attention_heatmaps, tsne_scatter
 from .results import RESULTS, ROOT, load_results
 from .tables import average_with_interval, four_systems, metrics_frame, systems, write_tables
 
@@ -25,7 +27,6 @@ COLOURS = {
     "x-sta (target only)": "#56B4E9",
     "x-sta": "#D55E00",
 }
-RIGHT_TO_LEFT = ("ar",)
 
 
 def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
@@ -138,25 +139,6 @@ def layer_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str) -> F
     return figure
 
 
-def training_curves(log: Sequence[dict]) -> Figure:
-    """The loss terms and lambda over the steps of one run, from its log."""
-    frame = pd.DataFrame([line for line in log if "loss" in line])
-    figure = Figure(figsize=(8, 2.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for number, name in enumerate(("loss", "source", "target", "teacher", "sentence", "token")):
-        if name in frame:
-            kept = frame[["step", name]].dropna()
-            left.plot(kept["step"], kept[name], label=name, color=f"C{number}", linewidth=2 if name == "loss" else 1)
-    left.set(xlabel="step", ylabel="nats", title="loss terms")
-    left.legend(frameon=False, fontsize="small", ncols=2)
-    if "lambda" in frame:
-        right.plot(frame["step"], frame["lambda"], color="C3")
-    right.set(xlabel="step", ylabel="lambda", title="weight of the target's own attention")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
 def length_boxes(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
     """Window lengths in tokens by language; the line is the longest window."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
@@ -205,39 +187,10 @@ def position_scatter(positions: pd.DataFrame) -> Figure:
     return figure
 
 
-def highlight(question: Question, predicted: str, language: str, score: float | None = None) -> str:
-    """HTML of a question and its context: gold answer underlined in green, prediction on yellow.
-
-    Args:
-        question: with its gold answer.
-        predicted: the predicted text; its occurrence nearest to the gold answer is marked.
-        language: sets the writing direction.
-        score: the prediction's probability, 0 to 1.
-    """
-    gold = question.answers[0]
-    marks = np.zeros(len(question.context), dtype=int)
-    marks[gold.start : gold.end] |= 1
-    places = [i for i in range(len(question.context)) if predicted and question.context.startswith(predicted, i)]
-    if places:
-        at = min(places, key=lambda place: abs(place - gold.start))
-        marks[at : at + len(predicted)] |= 2
-    gold_style, predicted_style = "border-bottom:3px solid #009E73", "background:#F0E442"
-    styles = {1: gold_style, 2: predicted_style, 3: f"{gold_style};{predicted_style}"}
-    edges = [0, *(np.flatnonzero(np.diff(marks)) + 1).tolist(), len(marks)]
-    pieces = []
-    for low, high in zip(edges, edges[1:], strict=False):
-        text = html.escape(question.context[low:high])
-        pieces.append(f'<span style="{styles[marks[low]]};color:black">{text}</span>' if marks[low] else text)
-    direction = "rtl" if language in RIGHT_TO_LEFT else "ltr"
-    shown = "" if score is None else f" <small>(p = {score:.2f})</small>"
-    asked = f"<b>{html.escape(question.question)}</b>{shown}<br>"
-    return f'<div dir="{direction}" lang="{language}" style="margin:0.6em 0">{asked}{"".join(pieces)}</div>'
-
-
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": f"xsta, matplotlib {matplotlib.__version__}"})
+    figure.savefig(path, dpi=DPI, metadata={"Software": f"xsta, matplotlib {matplotlib.__version__}"})
     return path
 
 
@@ -247,10 +200,27 @@ def sweep_columns(frame: pd.DataFrame, dataset: str) -> list[str]:
     return [first, dataset]
 
 
+def inspection_figures(protocol: str, folder: Path = RESULTS) -> dict[str, Figure]:
+    """Figures 4, 5 and 6 of what :func:`~xsta_lib.inspection.inspect_models` kept, by file name."""
+    found = {}
+    if record := read_inspection(4, protocol, folder):
+        entropies = record["mean_entropy_nats"]
+        maps = {f"{name}: {entropies[name]:.2f} nats": frame for name, frame in attention_maps(record).items()}
+        found["figure4"] = attention_heatmaps(maps)
+    if record := read_inspection(5, protocol, folder):
+        places = pd.DataFrame(**record["places"])
+        examples = sorted(places["example"].unique())[:8]
+        found["figure5"] = tsne_scatter(places, pd.DataFrame(**record["silhouettes"]), examples)
+    if (record := read_inspection(6, protocol, folder)) and record["cases"]:
+        cases = read_cases(record)
+        found["figure6"] = case_picture([c for c in cases if c.language == cases[0].language], record["note"])
+    return found
+
+
 def write_figures(protocol: str, folder: Path = RESULTS) -> list[Path]:
     """Write the figures of a protocol's results (those in ``folder``) into ``figures/``, and its tables beside them.
 
-    Figures 7 and 8 come once their grids were measured.
+    Figures 7 and 8 come once their grids were measured, Figures 4 to 6 once models were inspected.
 
     Raises:
         FileNotFoundError: the protocol has no results yet.
@@ -263,6 +233,7 @@ def write_figures(protocol: str, folder: Path = RESULTS) -> list[Path]:
     figures = {
         "figure3": source_target_bars(frame, dataset),
         "languages": language_bars(frame, dataset),
+        **inspection_figures(protocol, folder),
     }
     gamma, layers = sweep_frame(results, "gamma", 0.1), sweep_frame(results, "sharing_layer", 8)
     if len(gamma) > 1:

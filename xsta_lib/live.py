@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from .figures import training_curves
+from .training_figures import training_curves
 
 
 def in_notebook() -> bool:

@@ -30,7 +30,9 @@ class RepresentationNorm(nn.Module):
     """Rep-Norm (section 3.3): ``h~ = (h^L - mu) / sqrt(var + 1e-8)``, one mean and variance a language.
 
     Training uses the batch's statistics over all real tokens (biased variance, gradients through both) and updates the
-    language's running averages (start 0 and 1, momentum 0.1); inference uses those. The paper calls the statistics
+    language's running averages (start 0 and 1, momentum 0.1); inference uses those without the share that the start
+    still has in them, 0.9 to the power of the updates: it is nothing after hundreds of batches, but more than half
+    after the first five. The paper calls the statistics
     "linguistically independent", read here as one set a language, as in the release; ``shared`` keeps one set instead.
 
     Args:
@@ -62,26 +64,32 @@ class RepresentationNorm(nn.Module):
         mean = parallel.sum_over_ranks((states * weights).sum((0, 1))) / total
         return mean, parallel.sum_over_ranks(((states - mean).square() * weights).sum((0, 1))) / total
 
+    def averages(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Running means and variances of some rows, (rows, H) each, without the share of their start values."""
+        updates = self.updates[rows, None].double()
+        start = ((1 - self.momentum) ** updates).to(self.running_mean.dtype)
+        mean, variance = self.running_mean[rows] / (1 - start), (self.running_var[rows] - start) / (1 - start)
+        return mean, variance.clamp_min(0)
+
     def stored_statistics(self, language: str) -> tuple[Tensor, Tensor]:
-        """Running mean and variance of a language; of an unknown one, the average of the trained target languages."""
-        if self.shared:
-            return self.running_mean[0], self.running_var[0]
-        row = self.languages.index(language) if language in self.languages else None
-        if row is not None and self.updates[row] > 0:
-            return self.running_mean[row], self.running_var[row]
-        trained = self.updates > 0
-        targets = trained.clone()
-        targets[0] = False  # the source language stands in only when no target was trained on
-        chosen = targets if targets.any() else trained
-        if not chosen.any():
-            return self.running_mean.new_zeros(self.running_mean.shape[1]), self.running_var.new_ones(
-                self.running_var.shape[1]
-            )
+        """Mean and variance of a language, (H,) each; of an unknown one, the average of the trained target languages."""
+        counts = self.updates.tolist()
+        row = 0 if self.shared else self.languages.index(language) if language in self.languages else -1
+        if row >= 0 and counts[row]:
+            mean, variance = self.averages([row])
+            return mean[0], variance[0]
+        trained = [row for row, count in enumerate(counts) if count]
+        chosen = [
+            row for row in trained if row > 0
+        ] or trained  # the source stands in only where no target was trained on
+        if not chosen:
+            return torch.zeros_like(self.running_mean[0]), torch.ones_like(self.running_var[0])
         if language not in self._warned:
             self._warned.add(language)
-            names = [name for name, used in zip(self.languages, chosen.tolist(), strict=True) if used]
-            logger.warning("no statistics for %r: using the average of %s", language, ", ".join(names))
-        return self.running_mean[chosen].mean(0), self.running_var[chosen].mean(0)
+            names = ", ".join(self.languages[row] for row in chosen)
+            logger.warning("no statistics for %r: using the average of %s", language, names)
+        mean, variance = self.averages(chosen)
+        return mean.mean(0), variance.mean(0)
 
     @torch.no_grad()
     def update(self, language: str, mean: Tensor, variance: Tensor) -> None:

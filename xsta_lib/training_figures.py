@@ -43,6 +43,25 @@ def batch_shapes(parts: Sequence[Part], batches: Sequence[Sequence[Row]]) -> Fig
     return figure
 
 
+def training_curves(log: Sequence[dict]) -> Figure:
+    """The loss terms and lambda over the steps of one run, from its log."""
+    frame = pd.DataFrame([line for line in log if "loss" in line])
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, name in enumerate(("loss", "source", "target", "teacher", "sentence", "token")):
+        if name in frame:
+            kept = frame[["step", name]].dropna()
+            left.plot(kept["step"], kept[name], label=name, color=f"C{number}", linewidth=2 if name == "loss" else 1)
+    left.set(xlabel="step", ylabel="nats", title="loss terms")
+    left.legend(frameon=False, fontsize="small", ncols=2)
+    if "lambda" in frame:
+        right.plot(frame["step"], frame["lambda"], color="C3")
+    right.set(xlabel="step", ylabel="lambda", title="weight of the target's own attention")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def step_curves(log: Sequence[Mapping[str, float]]) -> Figure:
     """Learning rate, gradient norm and the teacher's column sums over the steps of one run, from its log."""
     frame = pd.DataFrame([line for line in log if "loss" in line])
