@@ -200,7 +200,7 @@ def running_update(
 
 
 def fading_average(batches: list[Array], momentum: float = 0.1) -> Array:
-    """Section 3.3, inference: the batches' statistics (H,), oldest first, each weighing 1 - momentum times the next one."""
+    """Section 3.3, inference: the batches' statistics (H,), oldest first; each weighs 1 - momentum times the next."""
     weights = np.array([(1.0 - momentum) ** age for age in reversed(range(len(batches)))])
     return sum(weight * batch for weight, batch in zip(weights, batches, strict=True)) / weights.sum()
 

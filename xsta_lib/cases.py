@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import pandas as pd
+
 from .corpus import Answer, Question
 from .evaluation import score_answers
 from .protocols import TestSet
 
 READ = ("target", "teacher", "calibrated")  # the answers that a case shows
-KINDS = ("success", "failure")
 
 
 @dataclass(frozen=True)
@@ -53,41 +54,35 @@ def find_cases(
 ) -> list[Case]:
     """The clearest success and failure of calibration in each language; a kind that does not occur is left out.
 
-    Success: the calibrated answer is exactly right where the target's own shares no word with a gold answer. Failure: the
-    target's own is exactly right, the calibrated one is not. Among several, the one with the largest change of F1, then
-    the best teacher (success) or the worst (failure), then the first id: no choosing by hand.
+    Success: the calibrated answer is exactly right, the target's own is not; among several the one whose own answer is
+    worst, then whose teacher is best. Failure: the target's own is exactly right, the calibrated one is not; among
+    several the one whose calibrated answer is worst, then whose teacher is. Ties go to the first id: nothing is chosen
+    by hand.
 
     Args:
         test: questions with their source in one list.
         answers: by reading, language and id, of every reading in ``READ``.
         languages: of the cases; each must be among the test's.
     """
-    scores = {reading: score_answers(test, answers[reading]).scores for reading in READ}
     english = {question.id: question for question in test.source}
+    scores = {reading: score_answers(test, answers[reading]).scores for reading in READ}
     cases = []
     for language in languages:
-        questions = {question.id: question for question in test.questions[language] if question.id in english}
-
-        def f1(reading: str, key: str, language=language) -> float:
-            return 100 * scores[reading][language][key].f1
-
-        def right(reading: str, key: str, language=language) -> bool:
-            return scores[reading][language][key].em == 1
-
-        chosen = {
-            "success": [key for key in questions if right("calibrated", key) and f1("target", key) == 0],
-            "failure": [key for key in questions if right("target", key) and not right("calibrated", key)],
+        frame = pd.DataFrame(
+            {name: {key: 100 * score.f1 for key, score in scores[name][language].items()} for name in READ}
+        )
+        exact = {name: {key for key, score in scores[name][language].items() if score.em} for name in READ}
+        frame = frame[frame.index.isin(english)].rename_axis("id").reset_index()
+        own, calibrated = (frame["id"].isin(exact[name]) for name in ("target", "calibrated"))
+        ranked = {
+            "success": frame[calibrated & ~own].sort_values(["target", "teacher", "id"], ascending=[True, False, True]),
+            "failure": frame[own & ~calibrated].sort_values(["calibrated", "teacher", "id"]),
         }
-        ranks = {
-            "success": lambda key: (f1("target", key), -f1("teacher", key), key),
-            "failure": lambda key: (f1("calibrated", key), f1("teacher", key), key),
-        }
-        for kind in KINDS:
-            if chosen[kind]:
-                key = min(chosen[kind], key=ranks[kind])
-                texts = {reading: answers[reading][language][key] for reading in READ}
-                values = {reading: f1(reading, key) for reading in READ}
-                own = answers["calibrated"].get("en", {}).get(key, "")
-                case = Case(kind, language, english[key], questions[key], own, texts, values, len(chosen[kind]))
-                cases.append(case)
+        targets = {question.id: question for question in test.questions[language]}
+        for kind, part in ranked.items():
+            if len(part):
+                key, f1 = part["id"].iloc[0], part[list(READ)].iloc[0].to_dict()
+                texts = {name: answers[name][language][key] for name in READ}
+                english_answer = answers["calibrated"].get("en", {}).get(key, "")
+                cases.append(Case(kind, language, english[key], targets[key], english_answer, texts, f1, len(part)))
     return cases

@@ -96,8 +96,13 @@ def piece_text(piece: str) -> str:
     return piece.replace("\u2581", "").removeprefix("##") or "_"
 
 
+def question_places(tokens: Sequence[str], context_start: int) -> list[int]:
+    """Positions of the question's own tokens in a window; special tokens stand in ``<>`` or ``[]``."""
+    return [i for i in range(context_start) if tokens[i][0] + tokens[i][-1] not in ("<>", "[]")]
+
+
 def question_attention(found: Explanation) -> pd.DataFrame:
-    """Cross-attention between the two questions, heads averaged (Figure 4): a row a target token, a column a source token.
+    """Cross-attention between the two questions, heads averaged (Figure 4): rows are target, columns source tokens.
 
     Weights are those of the whole window, so a row sums to 1 only where the target looks at nothing but the question.
 
@@ -110,19 +115,14 @@ def question_attention(found: Explanation) -> pd.DataFrame:
     if found.cross_attention is None:
         raise ValueError("there is no cross-attention without a source; give explain() the English question")
     sides = (found.target_tokens, found.target_context_start), (found.source_tokens, found.source_context_start)
-    # [CLS] question [SEP] ([SEP]) context: special tokens stand in <...> or [...]
-    places = [
-        [i for i in range(1, start) if tokens[i][0] + tokens[i][-1] not in ("<>", "[]")] for tokens, start in sides
-    ]
-    weights = found.cross_attention.mean(0)[np.ix_(*places)]
+    places = [question_places(*side) for side in sides]
     rows, columns = ([piece_text(tokens[i]) for i in at] for (tokens, _), at in zip(sides, places, strict=True))
-    return pd.DataFrame(weights, index=rows, columns=columns)
+    return pd.DataFrame(found.cross_attention.mean(0)[np.ix_(*places)], index=rows, columns=columns)
 
 
 def attention_entropy(found: Explanation) -> float:
-    """Mean entropy, in nats, of the head-averaged cross-attention of the target's question tokens (lower: more focused)."""
-    first = slice(1, found.target_context_start - 1)
-    p = found.cross_attention.mean(0)[first]
+    """Mean entropy, in nats, of the head-averaged cross-attention of the target's question tokens (low: focused)."""
+    p = found.cross_attention.mean(0)[question_places(found.target_tokens, found.target_context_start)]
     return float(-(p * np.log(np.clip(p, 1e-12, None))).sum(1).mean())
 
 

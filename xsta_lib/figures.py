@@ -3,6 +3,7 @@
 Colours are Okabe and Ito's, told apart by colour-blind readers. The protocol of every number is printed beside it.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -213,7 +214,9 @@ def inspection_figures(protocol: str, folder: Path = RESULTS) -> dict[str, Figur
         found["figure5"] = tsne_scatter(places, pd.DataFrame(**record["silhouettes"]), examples)
     if (record := read_inspection(6, protocol, folder)) and record["cases"]:
         cases = read_cases(record)
-        found["figure6"] = case_picture([c for c in cases if c.language == cases[0].language], record["note"])
+        kinds = Counter(case.language for case in cases)
+        language = max(kinds, key=kinds.get)  # the first that has both kinds, if one has
+        found["figure6"] = case_picture([case for case in cases if case.language == language], record["note"])
     return found
 
 

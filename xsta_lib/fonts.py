@@ -1,4 +1,4 @@
-"""Fonts for every script of the data sets: Matplotlib takes each character from the first font of a list that has it."""
+"""Fonts for every script of the data sets: Matplotlib takes a character from the first font of a list that has it."""
 
 import warnings
 from contextlib import suppress
@@ -57,7 +57,7 @@ def use_fonts() -> list[str]:
         The scripts without a font; a warning names them and what to install.
     """
     found = script_fonts()
-    matplotlib.rcParams["font.family"] = [GENERAL, *dict.fromkeys(font for font in found.values() if font)]
+    matplotlib.rcParams["font.family"] = list(dict.fromkeys([GENERAL, *filter(None, found.values())]))
     missing = [script for script, font in found.items() if font is None]
     if missing:
         warnings.warn(f"no font for {', '.join(missing)}: its characters show as boxes; {REMEDY}", stacklevel=2)

@@ -58,7 +58,7 @@ def _languages(test: TestSet) -> list[str]:
 def inspect_attention(full: Experiment, without: Experiment, test: TestSet) -> dict:
     """Figure 4: cross-attention of one question with and without token alignment, and the mean entropies of some.
 
-    The question is the one whose entropy differs most between the two models among the first of the first case language.
+    The question is the one whose entropy differs most between the two models, among the first case language's first.
     """
     language = _languages(test)[0]
     english = {question.id: question for question in test.source}
@@ -99,7 +99,7 @@ def inspect_sentences(exp: Experiment, test: TestSet) -> dict:
 def inspect_cases(exp: Experiment, test: TestSet) -> dict:
     """Figures 6 and 9 to 11: cases found by rule, from the answers kept by the run's evaluation.
 
-    Of texts that are not this project's own, only the first language that has a case is kept.
+    Of texts that are not this project's own, only the first language that has a case is kept: two passages at most.
     """
     answers = run_folder(exp) / "predictions" / f"{test.name}.{test.source_name}.json"
     if not answers.exists():

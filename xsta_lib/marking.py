@@ -16,7 +16,7 @@ from .fonts import use_fonts
 
 RIGHT_TO_LEFT = ("ar",)
 DPI = 150  # what figures are saved with; text is measured in these pixels
-GOLD, PREDICTED, ALONE, TEACHER = "#009E73", "#F0E442", "#DDDDDD", "#0072B2"
+GOLD, PREDICTED, ALONE, TEACHER = "#009E73", "#F0E442", "#555555", "#0072B2"
 TITLES = {"target": "target alone", "teacher": "attentive teacher", "calibrated": "calibrated (X-STA)"}
 JOINED = ("ARABIC", "DEVANAGARI", "BENGALI", "TELUGU")  # scripts whose letters change with their neighbours
 
@@ -99,7 +99,13 @@ class _Column:
         drawn.remove()
         return width
 
-    def text(self, text: str, language: str, marks: Sequence[tuple[str, tuple[int, int] | None]] = (), weight="normal"):
+    def text(
+        self,
+        text: str,
+        language: str,
+        marks: Sequence[tuple[str, tuple[int, int] | None]] = (),
+        weight: str = "normal",
+    ) -> None:
         """One paragraph with marked spans; right to left where the language is written so."""
         rtl = language in RIGHT_TO_LEFT
         spans = [(style, span) for style, span in marks if span]
@@ -124,10 +130,11 @@ class _Column:
             "gold": (0.32, 0.14, GOLD, 2),
             "teacher": (-1.08, 0.12, TEACHER, 2),
             "calibrated": (-0.95, 1.25, PREDICTED, 1),
-            "target": (-0.95, 1.25, ALONE, 0),
+            "target": (-0.95, 1.25, ALONE, 2),
         }[style]
         place = x, self.y + top * self.em
-        self.axes.add_patch(Rectangle(place, width, high * self.em, linewidth=0, color=colour, zorder=order))
+        look = {"fill": False, "edgecolor": colour} if style == "target" else {"color": colour, "linewidth": 0}
+        self.axes.add_patch(Rectangle(place, width, high * self.em, zorder=order, **look))
 
 
 def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
@@ -156,9 +163,9 @@ def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
 
 
 def case_picture(cases: Sequence[Case], note: str = "") -> Figure:
-    """Cases below each other: source and target passage side by side, answers marked, and the three answers written out.
+    """Cases below each other: source and target passage side by side, answers marked, the three answers written out.
 
-    Green underline: gold. Yellow: the calibrated answer. Grey: the target's own. Blue overline: the teacher's.
+    Green underline: gold. Yellow: the calibrated answer. Grey box: the target's own. Blue overline: the teacher's.
 
     Args:
         cases: at least one.
@@ -177,8 +184,9 @@ def case_picture(cases: Sequence[Case], note: str = "") -> Figure:
         low = _draw_case(axes, case, width, low + 0.55 * DPI) + 0.1 * DPI
     bottom = low + 0.3 * DPI
     axes.text(0.98 * width, bottom - 0.14 * DPI, note, fontsize=8, color="0.4", ha="right", va="center")
-    key = {"gold": GOLD, "calibrated": PREDICTED, "target alone": ALONE, "teacher": TEACHER}
+    key = {"gold": GOLD, "calibrated": PREDICTED, "teacher": TEACHER}
     handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in key.items()]
+    handles.append(Rectangle((0, 0), 1, 1, fill=False, edgecolor=ALONE, label="target alone"))
     figure.set_size_inches(11, bottom / DPI)
     axes.set(ylim=(bottom, 0))
     axes.axis("off")

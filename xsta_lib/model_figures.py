@@ -1,9 +1,10 @@
-"""Pictures of what goes on inside a model: Figures 4 and 5, and those of the lesson on sharing, teaching and aligning."""
+"""Pictures of the inside of a model: Figures 4 and 5, and those of the lesson on sharing, teaching and aligning."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .explaining import Explanation, piece_text
@@ -11,26 +12,31 @@ from .fonts import use_fonts
 from .training_figures import MARKERS, PALETTE
 
 
-def attention_heatmaps(frames: Mapping[str, pd.DataFrame]) -> Figure:
+def attention_heatmaps(
+    frames: Mapping[str, pd.DataFrame], label: str = "attention, heads averaged", from_zero: bool = True
+) -> Figure:
     """Figure 4: heat maps side by side on one colour scale; rows are target tokens, columns source tokens.
 
     Args:
         frames: by title, as :func:`~xsta_lib.explaining.question_attention` returns them.
+        label: what the colour stands for.
+        from_zero: begin the colour scale at 0, not at the smallest value.
     """
     use_fonts()
     first = next(iter(frames.values()))
     size = 1.4 + 0.3 * first.shape[1], 1.6 + 0.27 * first.shape[0]
     figure = Figure(figsize=(max(4.5, size[0]) * len(frames), max(3, size[1])), layout="constrained")
     panels = figure.subplots(1, len(frames), squeeze=False)[0]
+    low = min(0.0 if from_zero else float(frame.to_numpy().min()) for frame in frames.values())
     top = max(float(frame.to_numpy().max()) for frame in frames.values())
     for axes, (title, frame) in zip(panels, frames.items(), strict=True):
-        image = axes.imshow(frame.to_numpy(), cmap="Blues", vmin=0, vmax=top, aspect="auto")
+        image = axes.imshow(frame.to_numpy(), cmap="Blues", vmin=low, vmax=top, aspect="auto")
         axes.set_xticks(range(frame.shape[1]), frame.columns, rotation=90, fontsize=8)
         axes.set_yticks(range(frame.shape[0]), frame.index, fontsize=8)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("source")
     panels[0].set_ylabel("target")
-    figure.colorbar(image, ax=list(panels), label="attention, heads averaged", shrink=0.8)
+    figure.colorbar(image, ax=list(panels), label=label, shrink=0.8)
     return figure
 
 
@@ -66,6 +72,19 @@ def tsne_scatter(frame: pd.DataFrame, scores: pd.DataFrame, examples: Sequence[s
     return figure
 
 
+def _name_tokens(axes: Axes, tokens: Sequence[str], weights: np.ndarray, count: int = 8) -> None:
+    """Name the tokens with the largest weights below an axes; neighbours share one label."""
+    runs: list[list[int]] = []
+    for place in sorted(np.argsort(weights)[-count:].tolist()):
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    names = ["".join(tokens[run[0] : run[-1] + 1]).replace("\u2581", " ").replace("##", "").strip() for run in runs]
+    axes.set_xticks([run[0] for run in runs], names)
+    axes.tick_params(axis="x", labelrotation=40, labelsize=8)
+
+
 def distribution_lines(found: Explanation, side: int = 0) -> Figure:
     """The three distributions of an answer's start (or end) over the target's tokens.
 
@@ -80,8 +99,7 @@ def distribution_lines(found: Explanation, side: int = 0) -> Figure:
     for name, colour, marker in lines:
         axes.plot(getattr(found, name)[:, side], color=colour, marker=marker, markersize=3, linewidth=1, label=name)
     most = np.max([getattr(found, name)[:, side] for name, *_ in lines], axis=0)
-    shown = sorted({*np.argsort(most)[-8:].tolist(), 0})
-    axes.set_xticks(shown, [piece_text(found.target_tokens[i]) for i in shown], rotation=60, fontsize=8)
+    _name_tokens(axes, found.target_tokens, most)
     axes.set(ylabel=f"p of the {('start', 'end')[side]}", xlabel="the target's tokens, the likeliest named")
     axes.legend(frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
@@ -96,33 +114,31 @@ def teacher_view(found: Explanation, side: int = 0) -> Figure:
     column = int(found.source[:, side].argmax())
     weights = found.teacher_attention[:, column]
     axes.bar(range(len(weights)), weights, color="#0072B2", width=1.0)
-    shown = sorted(np.argsort(weights)[-8:].tolist())
-    axes.set_xticks(shown, [piece_text(found.target_tokens[i]) for i in shown], rotation=60, fontsize=8)
+    _name_tokens(axes, found.target_tokens, weights)
     axes.set(ylabel="attention", xlabel="the target's tokens, the eight with the most attention named")
     axes.set_title(f"teacher's attention to the source token {piece_text(found.source_tokens[column])!r}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def cloud_pair(clouds: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Token states of two languages in the plane of their two largest principal components, a panel a space.
+def language_shift(spaces: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Token states of two languages along the line that joins their means in the first space, a panel a space.
 
     Args:
-        clouds: by panel title and language, (tokens, H) states.
+        spaces: by panel title and language (two of them), (tokens, H) states.
     """
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    for axes, (title, sides) in zip(figure.subplots(1, len(clouds), squeeze=False)[0], clouds.items(), strict=True):
-        everything = np.concatenate(list(sides.values()))
-        centre = everything.mean(0)
-        plane = np.linalg.svd(everything - centre, full_matrices=False)[2][:2].T
-        for colour, (language, states) in zip(PALETTE, sides.items(), strict=False):
-            places = (states - centre) @ plane
-            axes.scatter(*places.T, s=8, alpha=0.5, color=colour, linewidths=0)
-            axes.scatter(
-                *places.mean(0), s=160, marker="X", color=colour, edgecolors="black", label=f"{language}: mean"
-            )
-        axes.set(title=title, xticks=[], yticks=[])
+    first, second = (states.mean(0) for states in next(iter(spaces.values())).values())
+    line = (second - first) / np.linalg.norm(second - first)
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    for axes, (title, sides) in zip(figure.subplots(1, len(spaces), squeeze=False)[0], spaces.items(), strict=True):
+        places = {language: states @ line for language, states in sides.items()}
+        bins = np.histogram_bin_edges(np.concatenate(list(places.values())), 40)
+        for colour, (language, values) in zip(PALETTE, places.items(), strict=False):
+            axes.hist(values, bins, alpha=0.5, color=colour, label=language, density=True)
+            axes.axvline(values.mean(), color=colour, linewidth=2)
+        axes.set(title=title, yticks=[], xlabel="along the line between the two means before")
         axes.legend(frameon=False, fontsize="small")
+        axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
 
 

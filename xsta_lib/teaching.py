@@ -72,7 +72,7 @@ class RepresentationNorm(nn.Module):
         return mean, variance.clamp_min(0)
 
     def stored_statistics(self, language: str) -> tuple[Tensor, Tensor]:
-        """Mean and variance of a language, (H,) each; of an unknown one, the average of the trained target languages."""
+        """Mean and variance of a language, (H,) each; of an unknown one, the average over the trained targets."""
         counts = self.updates.tolist()
         row = 0 if self.shared else self.languages.index(language) if language in self.languages else -1
         if row >= 0 and counts[row]:

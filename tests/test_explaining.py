@@ -1,0 +1,116 @@
+"""The frames behind Figures 4 and 5: against plain NumPy on a tiny reader, and on vectors whose clusters are known."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import write_tiny_e5
+
+from xsta_lib import XStaConfig, XStaForQuestionAnswering
+from xsta_lib.answering import Predictor
+from xsta_lib.explaining import (
+    SPACES,
+    SentenceVectors,
+    attention_entropy,
+    explain,
+    question_attention,
+    question_places,
+    sentence_vectors,
+    silhouettes,
+    tsne_frame,
+)
+from xsta_lib.model_figures import attention_heatmaps, distribution_lines, teacher_view, tsne_scatter
+from xsta_lib.protocols import load_protocol
+
+
+@pytest.fixture(scope="module")
+def questions() -> dict:
+    test = load_protocol("demo").tests[0]
+    return {language: test.questions[language][:6] for language in ("en", "de", "zh")}
+
+
+@pytest.fixture(scope="module")
+def predictor(questions, tmp_path_factory) -> Predictor:
+    texts = [q.question + q.context for part in questions.values() for q in part]
+    path = write_tiny_e5(tmp_path_factory.mktemp("tiny") / "tiny.bin", texts=texts, layers=2)
+    torch.manual_seed(0)
+    config = XStaConfig(sharing_layer=2)
+    model, tokenizer = XStaForQuestionAnswering.from_backbone(str(path), config, ["en", "de", "zh"], 0.0)
+    return Predictor(model, tokenizer, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def found(predictor, questions):
+    return explain(predictor, questions["zh"][0], "zh", questions["en"][0])
+
+
+def test_the_map_holds_the_questions_own_tokens(found, questions):
+    frame = question_attention(found)
+    assert "".join(frame.columns).replace("_", "") == questions["en"][0].question.replace(" ", "")
+    assert "".join(frame.index).replace("_", "") == questions["zh"][0].question
+    rows, columns = len(frame), frame.shape[1]
+    expected = found.cross_attention[:, 1 : 1 + rows, 1 : 1 + columns].sum(0) / len(found.cross_attention)
+    np.testing.assert_allclose(frame.to_numpy(), expected, rtol=1e-6)
+
+
+def test_special_tokens_of_either_kind_are_no_question_tokens():
+    assert question_places(["<s>", "▁a", "?", "</s>", "</s>", "▁b"], 5) == [1, 2]
+    assert question_places(["[CLS]", "a", "[", "]", "[SEP]", "b"], 5) == [1, 2, 3]
+
+
+def test_entropy_is_that_of_the_question_tokens(found):
+    places = question_places(found.target_tokens, found.target_context_start)
+    p = found.cross_attention.mean(0)[places]
+    expected = np.mean([-sum(value * np.log(value) for value in row if value > 0) for row in p])
+    assert attention_entropy(found) == pytest.approx(expected, rel=1e-5)
+    assert 0 < attention_entropy(found) <= np.log(len(found.source_tokens))
+
+
+def test_sentence_vectors_are_means_over_real_tokens(predictor, questions):
+    vectors = sentence_vectors(predictor, questions)
+    assert sorted(set(vectors.languages)) == ["de", "en", "zh"] and len(set(vectors.examples)) == 6
+    windows = predictor.windows([questions["de"][3]])
+    ids = torch.tensor(windows.input_ids[0].astype(np.int64))[None]
+    with torch.no_grad():
+        encoded = predictor.model.encode(ids, torch.ones_like(ids), language="de")
+    row = int(np.flatnonzero((vectors.languages == "de") & (vectors.examples == questions["de"][3].id))[0])
+    for space, states in zip(SPACES, (encoded.states, encoded.normalised), strict=True):
+        np.testing.assert_allclose(vectors.spaces[space][row], states[0].mean(0), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def known() -> SentenceVectors:
+    """Four languages and ten examples: the first space clusters by language alone, the second by example alone."""
+    rng = np.random.default_rng(0)
+    languages, examples = np.repeat(list("abcd"), 10), np.tile(np.arange(10).astype(str), 4)
+    axes = np.eye(14)
+    by_language = axes[np.repeat(np.arange(4), 10)] + 0.01 * rng.normal(size=(40, 14))
+    by_example = axes[4 + np.tile(np.arange(10), 4)] + 0.01 * rng.normal(size=(40, 14))
+    return SentenceVectors(languages, examples, dict(zip(SPACES, (by_language, by_example), strict=True)))
+
+
+def test_silhouettes_tell_what_vectors_cluster_by(known):
+    scores = silhouettes(known)
+    assert scores.loc[SPACES[0], "by language"] > 0.9 > 0 > scores.loc[SPACES[0], "by example"]
+    assert scores.loc[SPACES[1], "by example"] > 0.9 > 0 > scores.loc[SPACES[1], "by language"]
+
+
+def test_tsne_keeps_clusters_and_is_the_same_again(known):
+    frame = tsne_frame(known)
+    assert list(frame.columns) == ["space", "language", "example", "x", "y"] and len(frame) == 80
+    first = frame[frame["space"] == SPACES[0]]
+    within = first.groupby("language")[["x", "y"]].std().to_numpy().mean()
+    assert within < first[["x", "y"]].std().mean() / 2
+    assert frame.equals(tsne_frame(known))
+    figure = tsne_scatter(frame, silhouettes(known), ["0", "3"])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*"abcd", "example 1", "example 2"]
+
+
+def test_pictures_draw_the_explanations_values(found):
+    frame = question_attention(found)
+    maps = attention_heatmaps({"a": frame, "b": frame / 2}).axes[:2]
+    assert [axes.images[0].get_clim() for axes in maps] == [(0, pytest.approx(frame.to_numpy().max()))] * 2
+    lines = distribution_lines(found, 1).axes[0].lines
+    assert [line.get_label() for line in lines] == ["target", "teacher", "calibrated"]
+    np.testing.assert_allclose(lines[2].get_ydata(), (found.target[:, 1] + found.teacher[:, 1]) / 2, atol=1e-6)
+    heights = [bar.get_height() for bar in teacher_view(found).axes[0].patches]
+    np.testing.assert_allclose(heights, found.teacher_attention[:, found.source[:, 0].argmax()], atol=1e-6)
