@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+REPEATED := $(filter notebooks/00% notebooks/02%,$(NOTEBOOKS))
 export TOKENIZERS_PARALLELISM = true
 # Freed memory is kept for reuse: training on a CPU spends less time on page faults (docs/launching.md).
 export MALLOC_MMAP_THRESHOLD_ = 4294967296
@@ -37,10 +38,14 @@ check: .venv/.ready
 	  $(BIN)/papermill --no-progress-bar --cwd notebooks -p small True $$notebook runs/notebooks/small-$$(basename $$notebook) || exit 1; \
 	done
 
-# Re-execute the notebooks and keep their outputs.
+# Re-execute the notebooks and keep their outputs, and those of the small runs that the tests repeat.
 notebooks: .venv/.ready
 	@for notebook in $(NOTEBOOKS); do $(BIN)/papermill --cwd notebooks $$notebook $$notebook || exit 1; done
 	$(BIN)/python notebooks/tidy.py $(NOTEBOOKS)
+	@mkdir -p runs/notebooks/small; for notebook in $(REPEATED); do \
+	  $(BIN)/papermill --cwd notebooks -p small True $$notebook runs/notebooks/small/$$(basename $$notebook) || exit 1; \
+	  $(BIN)/python notebooks/outputs.py runs/notebooks/small/$$(basename $$notebook); \
+	done
 
 # Measure every committed demo result anew: the systems, then the grids behind tables and figures (hours on 2 cores).
 # After a stop, `make more-grids` goes on where they were.
@@ -51,13 +56,13 @@ grids: .venv/.ready
 
 more-grids: .venv/.ready
 	for grid in methods ablations gamma layers seeds; do $(BIN)/xsta grid --name $$grid --protocol demo || exit 1; done
-	$(BIN)/xsta figures --protocol demo
+	$(BIN)/xsta figures --protocol demo --inspect
 
 # The compact protocol: 150 MB of downloads (or XSTA_DATA), one to two hours a run on a CPU, minutes on a GPU.
 compact: .venv/.ready
 	$(BIN)/xsta download compact
 	for method in zero-shot x-sta trans-train; do $(BIN)/xsta train --protocol compact --method $$method || exit 1; done
-	$(BIN)/xsta figures --protocol compact
+	$(BIN)/xsta figures --protocol compact --inspect
 
 # Speed against the plain way (20 minutes on 2 cores), and what each part of the method costs (6 GiB of memory).
 bench: .venv/.ready

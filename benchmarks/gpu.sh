@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# One command on a machine with a GPU: the benchmarks, then the compact protocol with all systems, results and figures.
-# It goes on where it stopped. PROTOCOL=demo METHODS="zero-shot x-sta" and the like run a part (so does a test on a CPU).
+# One command on a machine with a GPU: the benchmarks, then the compact protocol with all systems, grids, figures.
+# It goes on where it stopped. A part of it, or a try on a CPU, by variables (tests/test_gpu_script.py does so):
+#   PROTOCOL   a protocol's name or a folder of your own files      METHODS, GRIDS   what is trained, by name
+#   BENCHMARK, TRAIN, FIGURES   more options of benchmarks/throughput.py, xsta train, xsta figures
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${1:-.venv/bin}
 protocol=${PROTOCOL:-compact}
 if [ "$protocol" = compact ] && [ -z "${XSTA_DATA:-}" ]; then "$bin/xsta" download compact; fi
-if [ -z "${SKIP_BENCHMARKS:-}" ]; then
-  "$bin/python" benchmarks/throughput.py --protocol "$protocol" --paper-size
-  "$bin/python" benchmarks/method_cost.py
-fi
+"$bin/python" benchmarks/throughput.py --protocol "$protocol" ${BENCHMARK:---paper-size}
 for method in ${METHODS:-zero-shot trans-train x-mixup x-sta}; do
-  "$bin/xsta" train --protocol "$protocol" --method "$method"
+  "$bin/xsta" train --protocol "$protocol" --method "$method" ${TRAIN:-}
 done
-"$bin/xsta" figures --protocol "$protocol"
+for grid in ${GRIDS-ablations seeds gamma layers}; do
+  "$bin/xsta" grid --name "$grid" --protocol "$protocol"
+done
+"$bin/xsta" figures --protocol "$protocol" ${FIGURES---inspect}

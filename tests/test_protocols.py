@@ -226,10 +226,10 @@ def test_the_example_in_the_readme_reads(tmp_path):
 def measured(tmp_path, monkeypatch):
     """Runs one experiment of a few steps with a tiny encoder; returns its results by source."""
     from tests.tiny import write_tiny_e5
-    from xsta_lib import experiments
+    from xsta_lib import experiments, runs
 
     monkeypatch.setenv("XSTA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(experiments, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
     tiny = write_tiny_e5(tmp_path / "tiny.bin")
 
     def run(protocol: str, data: ProtocolData) -> dict[str, dict]:

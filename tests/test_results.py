@@ -13,6 +13,7 @@ from xsta_lib.figures import language_bars, source_target_bars
 from xsta_lib.marking import highlight
 from xsta_lib.metrics import Score, aggregate
 from xsta_lib.results import load_results, load_scores, write_result
+from xsta_lib.runs import step_count
 from xsta_lib.significance import average_interval
 from xsta_lib.tables import metrics_frame, results_table
 
@@ -82,6 +83,12 @@ def test_experiments_refuse_what_does_not_exist():
             Experiment("demo", **{"method": "x-sta", **wrong})
     assert experiment("demo", "x-sta").fingerprint != experiment("demo", "x-sta", seed=1).fingerprint
     assert experiment("demo", "x-sta", without=("gdks",)).name == "x-sta_without-gdks_seed42"
+
+
+def test_steps_asked_for_overrule_epochs():
+    exp = experiment("paper-mlqa", "x-sta")
+    assert step_count(exp, None, None) == 24_000 and exp.name == "x-sta_steps-24000_seed42"  # no data is read
+    assert experiment("demo", "x-sta", steps=0).fingerprint == experiment("demo", "x-sta").fingerprint
 
 
 def test_command_scores_predictions(tmp_path, capsys):

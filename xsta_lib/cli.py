@@ -28,6 +28,7 @@ def _train(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "backbone": args.backbone,
         "epochs": args.epochs,
+        "steps": args.steps,
         "dropout": args.dropout,
         "batch_size": args.batch_size,
         "learning_rate": args.learning_rate,
@@ -47,6 +48,7 @@ def _train(args: argparse.Namespace) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from .experiments import DEMO_METHODS, RESULTS, RUNS, experiment, load_results, run_experiment
     from .figures import write_figures
+    from .inspection import inspect_models
     from .machine import peak_memory_bytes
     from .protocols import load_protocol
     from .tables import metrics_frame, results_table
@@ -55,6 +57,7 @@ def _demo(args: argparse.Namespace) -> None:
     data = load_protocol("demo")
     for method in DEMO_METHODS:
         run_experiment(experiment("demo", method), data, results=results)
+    inspect_models("demo", results)
     frame = metrics_frame(load_results("demo", results))
     print("\n" + results_table(frame, "demo") + "\n")
     for path in write_figures("demo", results):
@@ -99,7 +102,10 @@ def _answer(args: argparse.Namespace) -> None:
 
 def _figures(args: argparse.Namespace) -> None:
     from .figures import write_figures
+    from .inspection import inspect_models
 
+    if args.inspect and not inspect_models(args.protocol):
+        raise FileNotFoundError(f"no X-STA run of {args.protocol!r} on this machine to inspect; train it first")
     for path in write_figures(args.protocol):
         print(path)
 
@@ -120,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--backbone")
     train.add_argument("--seed", type=int)
     train.add_argument("--epochs", type=float)
+    train.add_argument("--steps", type=int, help="optimiser steps, instead of --epochs")
     train.add_argument("--dropout", type=float)
     train.add_argument("--batch-size", type=int)
     train.add_argument("--learning-rate", type=float)
@@ -161,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 
     figures = commands.add_parser("figures", help="write the figures of a protocol's results")
     figures.add_argument("--protocol", default="demo")
+    figures.add_argument("--inspect", action="store_true", help="look into the models trained here, for Figures 4 to 6")
     figures.set_defaults(run=_figures)
     return parser
 

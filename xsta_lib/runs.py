@@ -55,7 +55,9 @@ def training_parts(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTok
 
 
 def step_count(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Optimiser steps: the epochs over English rows and pairs together, whatever the method reads of them."""
+    """Optimiser steps: those asked for, or the epochs over English rows and pairs, whatever the method reads."""
+    if exp.steps:
+        return exp.steps
     rows = sum(len(part.target) for part in training_parts(replace_method(exp, "trans-train"), data, tokenizer))
     return max(1, round(exp.epochs * rows / exp.batch_size))
 
@@ -193,6 +195,6 @@ def demo_model(small: bool = False):
     """``(model, tokenizer)`` of the demo's X-STA run; where that is missing (or ``small``) of a few live steps."""
     exp = experiment("demo", "x-sta")
     if small or not is_trained(exp):
-        exp = experiment("demo", "x-sta", english_epochs=0.1, epochs=0.02)
+        exp = experiment("demo", "x-sta", english_epochs=0.1, epochs=0.02, precision="fp32")
     model, tokenizer, _ = train_experiment(exp, load_protocol("demo"))
     return model, tokenizer

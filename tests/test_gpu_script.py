@@ -1,0 +1,42 @@
+"""``benchmarks/gpu.sh`` from its first line to its last, in its smallest size, on the CPU."""
+
+import json
+import subprocess
+
+from project import BIN, copy_project
+from tiny import write_tiny_e5
+
+from xsta_lib.corpus import write_squad
+from xsta_lib.protocols import load_protocol
+
+
+def test_one_command_measures_trains_and_draws(tmp_path):
+    environment = copy_project(tmp_path, "benchmarks/gpu.sh", "benchmarks/throughput.py", "data/paper")
+    data = load_protocol("demo")
+    texts = []
+    for split, questions in (("train", {"en": data.train, **data.parallel}), ("test", data.tests[0].questions)):
+        for language in ("en", "de"):
+            write_squad(tmp_path / "mine" / f"{split}.{language}.json", questions[language][:10])
+            texts += [q.question + q.context for q in questions[language][:10]]
+    tiny = write_tiny_e5(tmp_path / "tiny.bin", texts=texts, layers=8)
+    environment |= {
+        "PROTOCOL": "mine",
+        "METHODS": "zero-shot x-sta",
+        "GRIDS": "",
+        "FIGURES": "",  # the runs are of another encoder than the protocol's own
+        "BENCHMARK": f"--backbone {tiny} --rows 12 --questions 2 --device cpu",
+        "TRAIN": f"--backbone {tiny} --epochs 0.5 --batch-size 4 --precision fp32",
+    }
+    command = ["bash", str(tmp_path / "benchmarks" / "gpu.sh"), str(BIN)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads(next((tmp_path / "benchmarks" / "results").glob("throughput-cpu-*.json")).read_text("utf-8"))
+    assert record["protocol"] == "mine" and record["train_speedup"] > 0
+    results = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "results" / "mine").glob("*.json")]
+    assert sorted((r["method"], r["source"]) for r in results) == [
+        ("x-sta", "gold"),
+        ("x-sta", "none"),
+        ("zero-shot", "none"),
+    ]
+    assert (tmp_path / "figures" / "figure3-mine.png").exists()
+    assert (tmp_path / "results" / "mine" / "tables.md").exists()

@@ -1,0 +1,80 @@
+"""Notebooks 00 and 02 run again and say what they said.
+
+Their smallest size is trained anew in a copy of the project and compared with the kept outputs of such a run. Where the
+model is at hand that the committed notebooks were executed with, they are compared whole.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from hashlib import sha256
+
+import nbformat
+import pytest
+from project import BIN, ROOT, copy_project
+
+sys.path.insert(0, str(ROOT / "notebooks"))
+from outputs import FIXTURES, outputs  # noqa: E402
+from tidy import MODEL  # noqa: E402
+
+NAMES = ("00_quickstart", "02_sharing_teaching_aligning")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    return folder, copy_project(folder, "notebooks", "data/demo", "results/demo")
+
+
+def execute(folder, environment, name: str, *options: str) -> nbformat.NotebookNode:
+    command = [str(BIN / "papermill"), "--no-progress-bar", "--cwd", str(folder / "notebooks"), *options]
+    paths = [str(folder / "notebooks" / f"{name}.ipynb"), str(folder / f"{name}.ipynb")]
+    done = subprocess.run([*command, *paths], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return nbformat.read(paths[1], as_version=4)
+
+
+def same(found: str, kept: str) -> bool:
+    """Equal texts; times, white space and the rounding of numbers aside."""
+    found, kept = (re.sub(r"[\d:]+ left", "", text) for text in (found, kept))
+    texts = [re.sub(r"[\s-]+", " ", NUMBER.sub("0", text)) for text in (found, kept)]
+    numbers = [list(map(float, NUMBER.findall(text))) for text in (found, kept)]
+    return texts[0] == texts[1] and numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.02)
+
+
+def compare(found: list[list[dict]], kept: list[list[dict]]) -> None:
+    assert [[list(out) for out in cell] for cell in found] == [[list(out) for out in cell] for cell in kept]
+    for number, (mine, theirs) in enumerate(zip(found, kept, strict=True)):
+        for out, other in zip(mine, theirs, strict=True):
+            if "image" in out:  # labels are wider or narrower in other fonts
+                assert out["image"] == pytest.approx(other["image"], rel=0.15), f"code cell {number}"
+            else:
+                assert same(out["text"], other["text"]), f"code cell {number}:\n{out['text']}\nwas\n{other['text']}"
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smallest_size_says_what_it_said(copy, name):
+    executed = execute(*copy, name, "-p", "small", "True")
+    compare(outputs(executed), json.loads((FIXTURES / f"{name}.json").read_text("utf-8")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_notebook_says_what_its_model_says(name, tmp_path):
+    committed = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    if not MODEL.exists() or sha256(MODEL.read_bytes()).hexdigest() != committed.metadata["xsta"]["model"]:
+        pytest.skip("the model of the committed notebook is not on this machine")
+    environment = copy_project(tmp_path, "notebooks", "data/demo", "results/demo")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(ROOT / "runs" / "demo")
+    compare(outputs(execute(tmp_path, environment, name)), outputs(committed))
+
+
+def test_comparing_notices_what_changed():
+    text = {"text": "F1 41.80, answer Óbidos, 0:12 left"}
+    compare([[text]], [[{"text": "F1  41.79,\nanswer Óbidos, 1:02:03 left"}]])
+    for other in ({"text": "F1 44.80, answer Óbidos,"}, {"text": "F1 41.80, answer Macapá,"}, {"image": [1, 1]}):
+        with pytest.raises(AssertionError):
+            compare([[text]], [[other]])
