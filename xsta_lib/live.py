@@ -22,6 +22,7 @@ def live_curve() -> Callable[[Sequence[dict]], None]:
     shown = None
 
     def redraw(log: Sequence[dict]) -> None:
+        """Draw all lines so far in place of the picture before."""
         nonlocal shown
         if not any("loss" in line for line in log):
             return

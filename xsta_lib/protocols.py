@@ -57,7 +57,7 @@ class TestSet:
         ids = sorted({question.id for questions in self.questions.values() for question in questions})
         mine = set(ids[rank::world])
 
-        def taken(value):
+        def taken(value: object) -> object:
             if isinstance(value, dict):
                 return {name: taken(part) for name, part in value.items()}
             return None if value is None else [question for question in value if question.id in mine]
