@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-REPEATED := $(filter notebooks/00% notebooks/02%,$(NOTEBOOKS))
 export TOKENIZERS_PARALLELISM = true
 # Freed memory is kept for reuse: training on a CPU spends less time on page faults (docs/launching.md).
 export MALLOC_MMAP_THRESHOLD_ = 4294967296
@@ -42,10 +41,7 @@ check: .venv/.ready
 notebooks: .venv/.ready
 	@for notebook in $(NOTEBOOKS); do $(BIN)/papermill --cwd notebooks $$notebook $$notebook || exit 1; done
 	$(BIN)/python notebooks/tidy.py $(NOTEBOOKS)
-	@mkdir -p runs/notebooks/small; for notebook in $(REPEATED); do \
-	  $(BIN)/papermill --cwd notebooks -p small True $$notebook runs/notebooks/small/$$(basename $$notebook) || exit 1; \
-	  $(BIN)/python notebooks/outputs.py runs/notebooks/small/$$(basename $$notebook); \
-	done
+	$(BIN)/python tests/test_notebooks.py
 
 # Measure every committed demo result anew: the systems, then the grids behind tables and figures (hours on 2 cores).
 # After a stop, `make more-grids` goes on where they were.
@@ -69,7 +65,7 @@ bench: .venv/.ready
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/method_cost.py
 
-# On a GPU: the benchmarks, then all four systems and the grids under compact, with figures.
+# On a GPU: the throughput benchmark, then all four systems and the grids under compact, with figures.
 gpu: .venv/.ready
 	bash benchmarks/gpu.sh $(BIN)
 

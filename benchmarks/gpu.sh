@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# One command on a machine with a GPU: the benchmarks, then the compact protocol with all systems, grids, figures.
+# One command on a machine with a GPU: the throughput benchmark, then the compact protocol: systems, grids, figures.
 # It goes on where it stopped. A part of it, or a try on a CPU, by variables (tests/test_gpu_script.py does so):
-#   PROTOCOL   a protocol's name or a folder of your own files      METHODS, GRIDS   what is trained, by name
-#   BENCHMARK, TRAIN, FIGURES   more options of benchmarks/throughput.py, xsta train, xsta figures
+#   PROTOCOL         a protocol's name or a folder of your own files
+#   METHODS, GRIDS   what is trained, by name; grids have the protocol's own settings whatever TRAIN says
+#   BENCHMARK, TRAIN, FIGURES   options of benchmarks/throughput.py (instead of --paper-size), xsta train, and xsta
+#                    figures (instead of --inspect)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${1:-.venv/bin}

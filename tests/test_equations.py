@@ -640,12 +640,12 @@ OBJECTIVE = XStaForQuestionAnswering.objective
 GDKS, VANILLA, SDPA = ("gdks",), ("cross-attention",), ("gdks", "paper", False)
 
 
-# Owner, attribute, what takes its place, the comparison that must fail, the comparison's arguments.
 def averages_with_start(self: teaching.RepresentationNorm, rows: list[int]) -> tuple[Tensor, Tensor]:
     """The running averages as they are, their start values' share included."""
     return self.running_mean[rows], self.running_var[rows]
 
 
+# Owner, attribute, what takes its place, the comparison that must fail, the comparison's arguments.
 MUTATIONS = [
     (sharing.SharingMixin, "mixing", wrong_lambda, compare_sharing, GDKS),
     (sharing.SharingMixin, "corrected_source", wrong_correction, compare_sharing, SDPA),

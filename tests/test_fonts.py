@@ -17,8 +17,8 @@ def fresh(monkeypatch):
 
 
 def test_a_script_without_a_font_is_named_with_the_remedy(fresh):
-    fresh.setattr(fonts, "SCRIPTS", {"Thai": ("ท", ("No Such Font", "DejaVu Sans")), "Greek": ("λ", ("DejaVu Sans",))})
-    with pytest.warns(UserWarning, match="no font for Thai.*fonts-noto"):
+    fresh.setattr(fonts, "SCRIPTS", {"Thai": ("ท", ("No Such Font", "DejaVu Sans")), "Greek": ("λ", ("DejaVu Serif",))})
+    with pytest.warns(UserWarning, match="no font for Thai: their.*fonts-noto"):
         assert fonts.use_fonts() == ["Thai"]  # DejaVu is there but has no Thai
-    assert fonts.script_fonts() == {"Thai": None, "Greek": "DejaVu Sans"}
-    assert matplotlib.rcParams["font.family"] == ["DejaVu Sans"]
+    assert fonts.script_fonts() == {"Thai": None, "Greek": "DejaVu Serif"}
+    assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "DejaVu Serif"]

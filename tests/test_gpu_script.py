@@ -23,7 +23,6 @@ def test_one_command_measures_trains_and_draws(tmp_path):
         "PROTOCOL": "mine",
         "METHODS": "zero-shot x-sta",
         "GRIDS": "",
-        "FIGURES": "",  # the runs are of another encoder than the protocol's own
         "BENCHMARK": f"--backbone {tiny} --rows 12 --questions 2 --device cpu",
         "TRAIN": f"--backbone {tiny} --epochs 0.5 --batch-size 4 --precision fp32",
     }
@@ -40,3 +39,4 @@ def test_one_command_measures_trains_and_draws(tmp_path):
     ]
     assert (tmp_path / "figures" / "figure3-mine.png").exists()
     assert (tmp_path / "results" / "mine" / "tables.md").exists()
+    assert "Figures 4 to 6 of 'mine' need" in done.stderr

@@ -18,6 +18,17 @@ from xsta_lib.protocols import LOADERS, load_folder, load_protocol
 QUESTIONS = 12
 
 
+def answer_by_hand(folder, test) -> None:
+    """Change two kept answers, so that there is one case of each kind: so small a reader finds none itself."""
+    kept = next((folder / "runs").glob("demo/x-sta_seed42_*/predictions/demo.gold.json"))
+    record = json.loads(kept.read_text("utf-8"))
+    for question, reading in zip(test.questions["vi"][:2], ("calibrated", "target"), strict=True):
+        for name in READ:
+            text = question.answers[0].text if name == reading else question.context[:9]
+            record["answers"][name]["vi"][question.id] = text
+    kept.write_text(json.dumps(record), "utf-8")
+
+
 @pytest.fixture(scope="module")
 def inspected(tmp_path_factory):
     """The results' folder of a demo whose encoder and test set are tiny and whose runs take a few steps."""
@@ -38,6 +49,7 @@ def inspected(tmp_path_factory):
         assert inspect_models("demo", folder) == []  # nothing was trained yet
         for without in ((), WITHOUT_TOKENS):
             run_experiment(experiment("demo", "x-sta", without=without), data, progress=False, results=folder)
+        answer_by_hand(folder, data.tests[0])
         files = [path.name for path in inspect_models("demo", folder)]
         assert files == ["figure4.json", "figure5.json", "figure6.json"]
         figures.write_figures("demo", folder)
@@ -73,12 +85,9 @@ def test_figure_6_holds_the_cases_of_the_kept_answers(inspected):
     answers = json.loads(kept.read_text("utf-8"))["answers"]
     expected = find_cases(test, answers, ["hi", "vi", "zh", "ar", "de", "es"])
     assert read_cases(record) == expected and "CC BY 4.0" in record["note"]
-    assert set(answers) == set(READ)
+    assert {("vi", "success"), ("vi", "failure")} <= {(case.language, case.kind) for case in expected}
 
 
 def test_pictures_are_drawn_from_what_was_kept(inspected):
-    folder = inspected[0]
-    drawn = {path.name for path in (folder / "figures").glob("*.png")}
-    cases = read_inspection(6, "demo", folder)["cases"]
-    assert drawn >= {"figure3-demo.png", "figure4-demo.png", "figure5-demo.png", "languages-demo.png"}
-    assert ("figure6-demo.png" in drawn) == bool(cases)
+    drawn = {path.name for path in (inspected[0] / "figures").glob("*.png")}
+    assert drawn == {f"{name}-demo.png" for name in ("figure3", "figure4", "figure5", "figure6", "languages")}

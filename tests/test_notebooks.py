@@ -2,30 +2,37 @@
 
 Their smallest size is trained anew in a copy of the project and compared with the kept outputs of such a run. Where the
 model is at hand that the committed notebooks were executed with, they are compared whole.
+
+``python tests/test_notebooks.py`` keeps the small outputs anew (``make notebooks`` does it).
 """
 
 import json
 import re
 import subprocess
 import sys
+import tempfile
 from hashlib import sha256
+from pathlib import Path
 
 import nbformat
 import pytest
 from project import BIN, ROOT, copy_project
 
 sys.path.insert(0, str(ROOT / "notebooks"))
-from outputs import FIXTURES, outputs  # noqa: E402
+from outputs import machine, outputs  # noqa: E402
 from tidy import MODEL  # noqa: E402
 
+FIXTURES = ROOT / "tests" / "fixtures" / "notebooks"
 NAMES = ("00_quickstart", "02_sharing_teaching_aligning")
+PARTS = ("notebooks", "data/demo", "results/demo")
+SMALL = ("-p", "small", "True")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
-    return folder, copy_project(folder, "notebooks", "data/demo", "results/demo")
+    return folder, copy_project(folder, *PARTS)
 
 
 def execute(folder, environment, name: str, *options: str) -> nbformat.NotebookNode:
@@ -41,32 +48,34 @@ def same(found: str, kept: str) -> bool:
     found, kept = (re.sub(r"[\d:]+ left", "", text) for text in (found, kept))
     texts = [re.sub(r"[\s-]+", " ", NUMBER.sub("0", text)) for text in (found, kept)]
     numbers = [list(map(float, NUMBER.findall(text))) for text in (found, kept)]
-    return texts[0] == texts[1] and numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.02)
+    return texts[0] == texts[1] and numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.005)
 
 
-def compare(found: list[list[dict]], kept: list[list[dict]]) -> None:
+def compare(found: list[list[dict]], kept: list[list[dict]], texts: bool = True) -> None:
     assert [[list(out) for out in cell] for cell in found] == [[list(out) for out in cell] for cell in kept]
     for number, (mine, theirs) in enumerate(zip(found, kept, strict=True)):
         for out, other in zip(mine, theirs, strict=True):
             if "image" in out:  # labels are wider or narrower in other fonts
                 assert out["image"] == pytest.approx(other["image"], rel=0.15), f"code cell {number}"
-            else:
+            elif texts:
                 assert same(out["text"], other["text"]), f"code cell {number}:\n{out['text']}\nwas\n{other['text']}"
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", NAMES)
 def test_the_smallest_size_says_what_it_said(copy, name):
-    executed = execute(*copy, name, "-p", "small", "True")
-    compare(outputs(executed), json.loads((FIXTURES / f"{name}.json").read_text("utf-8")))
+    executed = execute(*copy, name, *SMALL)
+    kept = json.loads((FIXTURES / f"{name}.json").read_text("utf-8"))
+    # so little training leaves distributions flat: other processors round to other answers
+    compare(outputs(executed), kept["outputs"], texts=kept["machine"] == machine())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_committed_notebook_says_what_its_model_says(name, tmp_path):
     committed = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    if not MODEL.exists() or sha256(MODEL.read_bytes()).hexdigest() != committed.metadata["xsta"]["model"]:
+    if not MODEL.exists() or sha256(MODEL.read_bytes()).hexdigest() != committed.metadata.get("xsta", {}).get("model"):
         pytest.skip("the model of the committed notebook is not on this machine")
-    environment = copy_project(tmp_path, "notebooks", "data/demo", "results/demo")
+    environment = copy_project(tmp_path, *PARTS)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(ROOT / "runs" / "demo")
     compare(outputs(execute(tmp_path, environment, name)), outputs(committed))
@@ -78,3 +87,18 @@ def test_comparing_notices_what_changed():
     for other in ({"text": "F1 44.80, answer Óbidos,"}, {"text": "F1 41.80, answer Macapá,"}, {"image": [1, 1]}):
         with pytest.raises(AssertionError):
             compare([[text]], [[other]])
+
+
+def main() -> None:
+    """Keep the outputs of the smallest runs as fixtures."""
+    FIXTURES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        environment = copy_project(Path(place), *PARTS)
+        for name in NAMES:
+            kept = {"machine": machine(), "outputs": outputs(execute(Path(place), environment, name, *SMALL))}
+            text = json.dumps(kept, ensure_ascii=False, indent=1) + "\n"
+            (FIXTURES / f"{name}.json").write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

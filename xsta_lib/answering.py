@@ -155,7 +155,7 @@ class Predictor:
     def _read_alone(self, windows: Windows, indices, language: str, answers: Answers, readings, bar) -> None:
         for batch in like_lengths(windows, indices, self.batch_size):
             inputs = self.inputs(windows, batch)
-            with self._autocast():
+            with self.precision():
                 output = self.model(**inputs, language=language)
             self._decode(output, windows, batch, answers, readings)
             bar.update(len(batch))
@@ -177,7 +177,7 @@ class Predictor:
                 part = windows[language]
                 for batch in like_lengths(part, indices, self.batch_size):
                     source = stack([store[int(i)] for i in paired[language][batch]])
-                    with self._autocast():
+                    with self.precision():
                         output = self.model(**self.inputs(part, batch), language=language, source=source)
                     self._decode(output, part, batch, answers[language], readings)
                     bar.update(len(batch))
@@ -185,7 +185,7 @@ class Predictor:
     def _encode_source(self, windows: Windows, needed: np.ndarray, own: Answers | None, readings, bar) -> dict:
         store = {}
         for batch in like_lengths(windows, needed, self.batch_size):
-            with self._autocast():
+            with self.precision():
                 encoded = self.model.encode(**self.inputs(windows, batch), language=self.model.config.source_language)
             if own is not None:
                 self._decode(self.model.distributions(encoded), windows, batch, own, readings)
@@ -201,7 +201,8 @@ class Predictor:
         names = ("input_ids", "attention_mask", "token_type_ids")
         return {name: batch[name].to(self.model.device) for name in names if name in batch}
 
-    def _autocast(self):
+    def precision(self) -> torch.autocast:
+        """The context that model passes run in: bfloat16 where it was asked for."""
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)
 
     def _decode(self, output, windows: Windows, batch, answers: Answers, readings) -> None:

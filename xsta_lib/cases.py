@@ -60,14 +60,14 @@ def find_cases(
     by hand.
 
     Args:
-        test: questions with their source in one list.
+        test: questions with their source.
         answers: by reading, language and id, of every reading in ``READ``.
         languages: of the cases; each must be among the test's.
     """
-    english = {question.id: question for question in test.source}
     scores = {reading: score_answers(test, answers[reading]).scores for reading in READ}
     cases = []
     for language in languages:
+        english = {question.id: question for question in test.source_of(language)}
         frame = pd.DataFrame(
             {name: {key: 100 * score.f1 for key, score in scores[name][language].items()} for name in READ}
         )

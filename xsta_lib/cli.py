@@ -102,10 +102,11 @@ def _answer(args: argparse.Namespace) -> None:
 
 def _figures(args: argparse.Namespace) -> None:
     from .figures import write_figures
-    from .inspection import inspect_models
+    from .inspection import TEXTS, inspect_models
 
     if args.inspect and not inspect_models(args.protocol):
-        raise FileNotFoundError(f"no X-STA run of {args.protocol!r} on this machine to inspect; train it first")
+        need = f"its own x-sta run on this machine and a test set with English ({', '.join(TEXTS)})"
+        print(f"xsta: Figures 4 to 6 of {args.protocol!r} need {need}; the others are drawn", file=sys.stderr)
     for path in write_figures(args.protocol):
         print(path)
 

@@ -28,7 +28,7 @@ class Explanation:
     Attributes:
         target_tokens, source_tokens: the pieces that the other fields' positions stand for.
         target_context_start, source_context_start: the position of each side's first context token.
-        cross_attention: (A, N_T, N_S) of the sharing layer; ``None`` without a source.
+        cross_attention: (A, N_T, N_S) of the sharing layer; ``None`` without a source or in a plain model.
         teacher_attention: (N_T, N_S), heads averaged; ``None`` without a teacher.
         target, teacher, calibrated: (N_T, 2) distributions over start and end; the teacher's may be ``None``.
         source: (N_S, 2) the source's own distribution, which the teacher carries over; ``None`` without a source.
@@ -62,7 +62,7 @@ def explain(predictor: Predictor, question: Question, language: str, source: Que
     target = predictor.windows([question])
     sides = [target] if source is None else [target, predictor.windows([source])]
     inputs = [predictor.inputs(windows, [0]) for windows in sides]
-    with torch.inference_mode():
+    with torch.inference_mode(), predictor.precision():
         encoded = model.encode(**inputs[1], language=model.config.source_language) if source else None
         output = model(**inputs[0], language=language, source=encoded, explain=True)
         p_source = masked_softmax(encoded.logits, encoded.mask) if source else None
@@ -98,7 +98,8 @@ def piece_text(piece: str) -> str:
 
 def question_places(tokens: Sequence[str], context_start: int) -> list[int]:
     """Positions of the question's own tokens in a window; special tokens stand in ``<>`` or ``[]``."""
-    return [i for i in range(context_start) if tokens[i][0] + tokens[i][-1] not in ("<>", "[]")]
+    own = [token[0] + token[-1] not in ("<>", "[]") or token in ("<unk>", "[UNK]") for token in tokens[:context_start]]
+    return [i for i, kept in enumerate(own) if kept]
 
 
 def question_attention(found: Explanation) -> pd.DataFrame:
@@ -113,7 +114,7 @@ def question_attention(found: Explanation) -> pd.DataFrame:
         ValueError: it has none.
     """
     if found.cross_attention is None:
-        raise ValueError("there is no cross-attention without a source; give explain() the English question")
+        raise ValueError("no cross-attention: explain() needs the English question, and a model that shares")
     sides = (found.target_tokens, found.target_context_start), (found.source_tokens, found.source_context_start)
     places = [question_places(*side) for side in sides]
     rows, columns = ([piece_text(tokens[i]) for i in at] for (tokens, _), at in zip(sides, places, strict=True))
@@ -152,7 +153,8 @@ def sentence_vectors(predictor: Predictor, questions: Mapping[str, Sequence[Ques
     for language, part in questions.items():
         windows = predictor.windows(part)
         for batch in like_lengths(windows, np.flatnonzero(windows.window == 0), predictor.batch_size):
-            encoded = predictor.model.encode(**predictor.inputs(windows, batch), language=language)
+            with predictor.precision():
+                encoded = predictor.model.encode(**predictor.inputs(windows, batch), language=language)
             for space, states in zip(SPACES, (encoded.states, encoded.normalised), strict=True):
                 found[space].append(mean_pool(states, encoded.mask).cpu().numpy())
             languages += [language] * len(batch)

@@ -60,5 +60,5 @@ def use_fonts() -> list[str]:
     matplotlib.rcParams["font.family"] = list(dict.fromkeys([GENERAL, *filter(None, found.values())]))
     missing = [script for script, font in found.items() if font is None]
     if missing:
-        warnings.warn(f"no font for {', '.join(missing)}: its characters show as boxes; {REMEDY}", stacklevel=2)
+        warnings.warn(f"no font for {', '.join(missing)}: their characters show as boxes; {REMEDY}", stacklevel=2)
     return missing

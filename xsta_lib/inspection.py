@@ -2,7 +2,8 @@
 
 ``results/<protocol>/inspection/figure{4,5,6}.json`` hold the numbers and texts behind the pictures and say which models
 they come from, so that a reader without those models sees the same. They quote questions and passages of the test set:
-of data sets other than this project's own at most two passages, with their source and licence.
+of data sets other than this project's own at most two passages, each in English and in one other language, with their
+source and licence.
 """
 
 import json
@@ -61,7 +62,7 @@ def inspect_attention(full: Experiment, without: Experiment, test: TestSet) -> d
     The question is the one whose entropy differs most between the two models, among the first case language's first.
     """
     language = _languages(test)[0]
-    english = {question.id: question for question in test.source}
+    english = {question.id: question for question in test.source_of(language)}
     chosen = [q for q in test.questions[language] if q.id in english][:ATTENTION_QUESTIONS]
     found = {}
     for name, exp in (("with token alignment", full), ("without token alignment", without)):
@@ -71,12 +72,13 @@ def inspect_attention(full: Experiment, without: Experiment, test: TestSet) -> d
     most = int(np.abs(np.subtract(*entropies.values())).argmax())
     maps = {name: question_attention(several[most]) for name, several in found.items()}
     return {
+        "note": TEXTS[test.name][0],
         "language": language,
         "question": chosen[most].question,
         "source_question": english[chosen[most].id].question,
         "questions": len(chosen),
         "mean_entropy_nats": {name: float(values.mean()) for name, values in entropies.items()},
-        "maps": {name: frame.to_dict("split") for name, frame in maps.items()},
+        "maps": {name: frame.astype(float).round(5).to_dict("split") for name, frame in maps.items()},
     }
 
 
@@ -89,7 +91,7 @@ def inspect_sentences(exp: Experiment, test: TestSet) -> dict:
     """Figure 5: t-SNE places of sentence representations and silhouettes before and after normalisation."""
     questions = {language: part[:SENTENCES] for language, part in test.questions.items()}
     vectors = sentence_vectors(_predictor(exp), questions)
-    frame = tsne_frame(vectors).round(3)
+    frame = tsne_frame(vectors).astype({"x": float, "y": float}).round(3)
     return {
         "silhouettes": silhouettes(vectors).round(4).to_dict("split"),
         "places": frame.to_dict("split", index=False),
@@ -99,7 +101,7 @@ def inspect_sentences(exp: Experiment, test: TestSet) -> dict:
 def inspect_cases(exp: Experiment, test: TestSet) -> dict:
     """Figures 6 and 9 to 11: cases found by rule, from the answers kept by the run's evaluation.
 
-    Of texts that are not this project's own, only the first language that has a case is kept: two passages at most.
+    Of texts that are not this project's own, only the first language that has a case is kept.
     """
     answers = run_folder(exp) / "predictions" / f"{test.name}.{test.source_name}.json"
     if not answers.exists():
@@ -131,7 +133,8 @@ def inspect_models(protocol: str, folder: Path = RESULTS) -> list[Path]:
         records[4] = inspect_attention(full, without, test)
     written = []
     for figure, record in sorted(records.items()):
-        origin = {"protocol": protocol, "dataset": test.name, "model": full.fingerprint, "provenance": provenance()}
+        models = [full.fingerprint, without.fingerprint] if figure == 4 else [full.fingerprint]
+        origin = {"protocol": protocol, "dataset": test.name, "models": models, "provenance": provenance()}
         path = inspection_path(figure, protocol, folder)
         write_text_atomically(path, json.dumps(origin | record, ensure_ascii=False, indent=1) + "\n")
         written.append(path)

@@ -17,7 +17,7 @@ from .fonts import use_fonts
 RIGHT_TO_LEFT = ("ar",)
 DPI = 150  # what figures are saved with; text is measured in these pixels
 GOLD, PREDICTED, ALONE, TEACHER = "#009E73", "#F0E442", "#555555", "#0072B2"
-TITLES = {"target": "target alone", "teacher": "attentive teacher", "calibrated": "calibrated (X-STA)"}
+TITLES = {"target": "target's own", "teacher": "attentive teacher", "calibrated": "calibrated (X-STA)"}
 JOINED = ("ARABIC", "DEVANAGARI", "BENGALI", "TELUGU")  # scripts whose letters change with their neighbours
 
 
@@ -186,7 +186,7 @@ def case_picture(cases: Sequence[Case], note: str = "") -> Figure:
     axes.text(0.98 * width, bottom - 0.14 * DPI, note, fontsize=8, color="0.4", ha="right", va="center")
     key = {"gold": GOLD, "calibrated": PREDICTED, "teacher": TEACHER}
     handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in key.items()]
-    handles.append(Rectangle((0, 0), 1, 1, fill=False, edgecolor=ALONE, label="target alone"))
+    handles.append(Rectangle((0, 0), 1, 1, fill=False, edgecolor=ALONE, label="target's own"))
     figure.set_size_inches(11, bottom / DPI)
     axes.set(ylim=(bottom, 0))
     axes.axis("off")

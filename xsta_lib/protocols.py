@@ -50,6 +50,10 @@ class TestSet:
             return [(self.questions, self.source)]
         return [({language: found}, self.source.get(language)) for language, found in self.questions.items()]
 
+    def source_of(self, language: str) -> list[Question]:
+        """The English questions that stand beside a language's; none where there are none."""
+        return (self.source.get(language) if isinstance(self.source, dict) else self.source) or []
+
     def share(self, rank: int, world: int) -> "TestSet":
         """The questions that one of ``world`` processes answers; those of one id stay together, with their source."""
         if world == 1:

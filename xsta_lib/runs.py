@@ -192,9 +192,9 @@ def is_trained(exp: Experiment) -> bool:
 
 
 def demo_model(small: bool = False):
-    """``(model, tokenizer)`` of the demo's X-STA run; where that is missing (or ``small``) of a few live steps."""
+    """``(model, tokenizer)`` of the demo's X-STA run, on the CPU; of a few live steps where it is missing or ``small``."""
     exp = experiment("demo", "x-sta")
     if small or not is_trained(exp):
         exp = experiment("demo", "x-sta", english_epochs=0.1, epochs=0.02, precision="fp32")
-    model, tokenizer, _ = train_experiment(exp, load_protocol("demo"))
-    return model, tokenizer
+    model, tokenizer, _ = train_experiment(exp, load_protocol("demo"), progress=not small)
+    return model.to("cpu"), tokenizer

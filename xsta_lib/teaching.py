@@ -31,8 +31,8 @@ class RepresentationNorm(nn.Module):
 
     Training uses the batch's statistics over all real tokens (biased variance, gradients through both) and updates the
     language's running averages (start 0 and 1, momentum 0.1); inference uses those without the share that the start
-    still has in them, 0.9 to the power of the updates: it is nothing after hundreds of batches, but more than half
-    after the first five. The paper calls the statistics
+    still has in them (0.9 to the power of the updates: nothing after hundreds of batches, more than half up to the
+    sixth). The paper calls the statistics
     "linguistically independent", read here as one set a language, as in the release; ``shared`` keeps one set instead.
 
     Args:
