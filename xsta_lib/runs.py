@@ -192,7 +192,7 @@ def is_trained(exp: Experiment) -> bool:
 
 
 def demo_model(small: bool = False):
-    """``(model, tokenizer)`` of the demo's X-STA run, on the CPU; of a few live steps where it is missing or ``small``."""
+    """``(model, tokenizer)`` of the demo's X-STA run, on the CPU; of a few live steps if it is missing or ``small``."""
     exp = experiment("demo", "x-sta")
     if small or not is_trained(exp):
         exp = experiment("demo", "x-sta", english_epochs=0.1, epochs=0.02, precision="fp32")
