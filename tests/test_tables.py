@@ -42,6 +42,7 @@ def folder(tmp_path):
     for seed, f1 in ((42, 0.50), (43, 0.51), (44, 0.52)):
         put(tmp_path, f1, validation=60.0, seed=seed)
     put(tmp_path, 0.48, "none")
+    put(tmp_path, 0.30, share_source=True)
     put(tmp_path, 0.49, without=("gdks",))
     put(tmp_path, 0.47, without=("atgc",))
     for gamma, f1, validation in ((0.0, 0.44, 55.0), (0.5, 0.46, 57.0)):
@@ -51,7 +52,7 @@ def folder(tmp_path):
 
 def test_seeds_become_one_row_and_switches_stay_out(folder):
     frame = tables.metrics_frame(load_results("demo", folder))
-    assert {"x-sta gamma=0.5", "x-sta w/o gdks"} <= set(frame["system"])
+    assert {"x-sta gamma=0.5", "x-sta w/o gdks", "x-sta share_source=True"} <= set(frame["system"])
     four = tables.four_systems(frame)
     heading, table = tables.results_block(four, "xquad")
     assert heading == "Measured, protocol demo"

@@ -17,7 +17,7 @@ from .inspection import attention_maps, read_cases, read_inspection
 from .marking import DPI, case_picture
 from .model_figures import attention_heatmaps, tsne_scatter
 from .results import RESULTS, ROOT, load_results
-from .tables import average_with_interval, four_systems, metrics_frame, systems, write_tables
+from .tables import average_with_interval, changes, four_systems, metrics_frame, systems, write_tables
 
 FIGURES = ROOT / "figures"
 COLOURS = {
@@ -94,7 +94,7 @@ def sweep_frame(results: Sequence[dict], switch: str, default: float) -> pd.Data
     rows: dict[float, dict[str, float]] = {}
     first = min((result["seed"] for result in results), default=0)
     for result in results:
-        switches = dict(map(tuple, result["config"].get("switches", [])))
+        switches = changes(result)
         if result["method"] != "x-sta" or result["without"] or set(switches) - {switch} or result["seed"] != first:
             continue
         row = rows.setdefault(switches.get(switch, default), {})

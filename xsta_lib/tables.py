@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .corpus import write_text_atomically
+from .experiment_config import LATER_FIELDS, SETTINGS
 from .results import RESULTS, ROOT, load_scores
 from .significance import average_interval, paired_bootstrap, seed_interval
 
@@ -30,10 +31,18 @@ ABLATION_ROWS = {
 Block = tuple[str, pd.DataFrame]
 
 
+def changes(result: dict) -> dict[str, object]:
+    """What a result's run was given beside the protocol's settings: switches of the model, and ways to train."""
+    config, settings = result["config"], SETTINGS.get(result["protocol"], {})
+    ways = {name: config.get(name, default) for name, default in LATER_FIELDS}
+    usual = {name: settings.get(name, default) for name, default in LATER_FIELDS}
+    return dict(map(tuple, config.get("switches", []))) | {k: v for k, v in ways.items() if v != usual[k]}
+
+
 def system_name(result: dict) -> str:
-    """How a result is called in tables: method, ablations, switches, and whether it read the target alone."""
+    """How a result is called in tables: method, ablations, changes, and whether it read the target alone."""
     name = result["method"] + "".join(f" w/o {part}" for part in result["without"])
-    name += "".join(f" {key}={value}" for key, value in result["config"].get("switches", []))
+    name += "".join(f" {key}={value}" for key, value in changes(result).items())
     return f"{name} (target only)" if result["method"] in ("x-sta", "x-mixup") and result["source"] == "none" else name
 
 
@@ -153,7 +162,7 @@ def ablation_block(results: Sequence[dict]) -> Block:
 
     "w/o ATGC inference" is the full model read without calibration; it needs no training of its own. First seed.
     """
-    full = [r for r in results if r["method"] == "x-sta" and r["source"] != "none" and not r["config"].get("switches")]
+    full = [r for r in results if r["method"] == "x-sta" and r["source"] != "none" and not changes(r)]
     full = [r for r in full if r["seed"] == min(x["seed"] for x in full)]
     rows = {tuple(result["without"]): result["metrics"] for result in full}
     if () in rows and ("atgc_inference",) not in rows:
