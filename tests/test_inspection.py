@@ -18,9 +18,9 @@ from xsta_lib.protocols import LOADERS, load_folder, load_protocol
 QUESTIONS = 12
 
 
-def answer_by_hand(folder, test) -> None:
+def answer_by_hand(test) -> None:
     """Change two kept answers, so that there is one case of each kind: so small a reader finds none itself."""
-    kept = next((folder / "runs").glob("demo/x-sta_seed42_*/predictions/demo.gold.json"))
+    kept = runs.run_folder(experiment("demo", "x-sta")) / "predictions" / "demo.gold.json"
     record = json.loads(kept.read_text("utf-8"))
     for question, reading in zip(test.questions["vi"][:2], ("calibrated", "target"), strict=True):
         for name in READ:
@@ -49,7 +49,7 @@ def inspected(tmp_path_factory):
         assert inspect_models("demo", folder) == []  # nothing was trained yet
         for without in ((), WITHOUT_TOKENS):
             run_experiment(experiment("demo", "x-sta", without=without), data, progress=False, results=folder)
-        answer_by_hand(folder, data.tests[0])
+        answer_by_hand(data.tests[0])
         files = [path.name for path in inspect_models("demo", folder)]
         assert files == ["figure4.json", "figure5.json", "figure6.json"]
         figures.write_figures("demo", folder)
@@ -81,7 +81,7 @@ def test_figure_5_has_every_sentence_twice(inspected):
 def test_figure_6_holds_the_cases_of_the_kept_answers(inspected):
     folder, test = inspected
     record = read_inspection(6, "demo", folder)
-    kept = next((folder / "runs").glob("demo/x-sta_seed42_*/predictions/demo.gold.json"))
+    kept = runs.run_folder(experiment("demo", "x-sta")) / "predictions" / "demo.gold.json"
     answers = json.loads(kept.read_text("utf-8"))["answers"]
     expected = find_cases(test, answers, ["hi", "vi", "zh", "ar", "de", "es"])
     assert read_cases(record) == expected and "CC BY 4.0" in record["note"]
