@@ -17,6 +17,7 @@ from .corpus import CorpusError, write_text_atomically
 from .evaluation import ROOT, evaluate_model
 from .experiment_config import Experiment, experiment, replace_method
 from .features import build_windows, pair_windows, window_cache
+from .machine import release_memory
 from .modeling import XStaForQuestionAnswering
 from .protocols import ProtocolData, load_protocol
 from .training import Trainer
@@ -87,6 +88,7 @@ def _say(progress: bool, text: str) -> None:
 
 
 def _new_model(exp: Experiment, data: ProtocolData):
+    release_memory()
     torch.manual_seed(exp.seed)
     return XStaForQuestionAnswering.from_backbone(
         exp.backbone, exp.model_config(), languages=["en", *data.parallel], dropout=exp.dropout
