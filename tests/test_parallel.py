@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import write_tiny_e5
 
-from xsta_lib import XStaConfig, XStaForQuestionAnswering, parallel
+from xsta_lib import XStaConfig, XStaForQuestionAnswering, evaluation, parallel
 from xsta_lib.batching import Part
 from xsta_lib.checkpoints import newest_checkpoint
 from xsta_lib.evaluation import evaluate_once
@@ -48,7 +49,8 @@ def train_and_answer(folder: Path, backbone: Path, **changes) -> dict[str, torch
     test = data.tests[0]
     questions = {language: test.questions[language][:7] for language in ("en", "de", "zh")}
     few = TestSet("demo", "mlqa", questions, questions["en"])
-    found, _ = evaluate_once(folder / "predictions", model, tokenizer, few, "gold", ("calibrated",), progress=False)
+    with patch.object(evaluation, "has_bf16", return_value=False):  # it would round flat distributions to other answers
+        found, _ = evaluate_once(folder / "predictions", model, tokenizer, few, "gold", ("calibrated",), progress=False)
     assert {language: values["n"] for language, values in found["calibrated"].metrics.items()} == dict.fromkeys(
         questions, 7
     )
@@ -58,6 +60,7 @@ def train_and_answer(folder: Path, backbone: Path, **changes) -> dict[str, torch
 RUNNER = """
 import sys
 from pathlib import Path
+from unittest.mock import patch
 sys.path.insert(0, {tests!r})
 from test_parallel import train_and_answer
 from xsta_lib import parallel
@@ -109,6 +112,8 @@ def test_two_processes_give_the_weights_and_statistics_of_one(folders):
     )
     moved = 0
     for name, value in one.items():
+        if name == "qa_outputs.bias" or name.endswith("key.bias"):
+            continue  # softmax takes no notice of them: their gradients are rounding, which Adam makes large
         assert torch.allclose(value.float(), two[name].float(), atol=1e-3 if "running" not in name else 1e-4), name
         moved += "running" in name
     assert moved == 2
