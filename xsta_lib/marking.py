@@ -179,7 +179,7 @@ def case_picture(cases: Sequence[Case], note: str = "") -> Figure:
     axes.set(xlim=(0, width), ylim=(20 * DPI, 0))
     for case in cases:
         verb = {"success": "mends", "failure": "spoils"}[case.kind]
-        text = f"en, {case.language}: calibration {verb} the answer ({case.found} such questions in {case.language})"
+        text = f"en, {case.language}: calibration {verb} the answer (such questions in {case.language}: {case.found})"
         axes.text(0.02 * width, low + 0.2 * DPI, text, fontsize=9, color="0.4", va="center")
         low = _draw_case(axes, case, width, low + 0.55 * DPI) + 0.1 * DPI
     bottom = low + 0.3 * DPI
