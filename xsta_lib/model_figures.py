@@ -11,6 +11,8 @@ from .explaining import Explanation, piece_text
 from .fonts import use_fonts
 from .training_figures import MARKERS, PALETTE
 
+MORE_COLOURS = ("#999999", "#882255", "#44AA99", "#332288")  # Tol's, beside Okabe and Ito's: XQuAD has 11 languages
+
 
 def attention_heatmaps(
     frames: Mapping[str, pd.DataFrame], label: str = "attention, heads averaged", from_zero: bool = True
@@ -51,7 +53,7 @@ def tsne_scatter(frame: pd.DataFrame, scores: pd.DataFrame, examples: Sequence[s
         examples: up to eight ids to mark.
     """
     spaces, languages = list(scores.index), list(dict.fromkeys(frame["language"]))
-    colours = dict(zip(languages, PALETTE * 2, strict=False))
+    colours = dict(zip(languages, (*PALETTE, *MORE_COLOURS) * 2, strict=False))
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     for axes, space in zip(figure.subplots(1, len(spaces)), spaces, strict=True):
         part = frame[frame["space"] == space]
