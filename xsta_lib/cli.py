@@ -126,11 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--without", nargs="*", default=[], choices=ABLATIONS, help="ablations of Table 4")
     train.add_argument("--backbone")
     train.add_argument("--seed", type=int)
-    train.add_argument("--epochs", type=float)
+    for name in ("epochs", "dropout", "learning-rate"):
+        train.add_argument(f"--{name}", type=float)
     train.add_argument("--steps", type=int, help="optimiser steps, instead of --epochs")
-    train.add_argument("--dropout", type=float)
     train.add_argument("--batch-size", type=int)
-    train.add_argument("--learning-rate", type=float)
     train.add_argument("--precision", choices=PRECISIONS)
     train.add_argument("--accumulation", type=int, help="read a step's rows in so many parts, to save memory")
     train.add_argument("--tokens-per-batch", type=int, help="fill steps up to so many tokens, not rows")
