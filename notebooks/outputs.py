@@ -6,8 +6,8 @@ import io
 import nbformat
 import torch
 from PIL import Image
+from tidy import BAR
 
-BAR = "application/vnd.jupyter.widget-view+json"
 PLAIN_HTML = "<IPython.core.display.HTML object>"
 
 
