@@ -24,6 +24,7 @@ from xsta_lib.evaluation import provenance
 from xsta_lib.features import build_windows, pair_windows
 from xsta_lib.machine import has_bf16, to_device
 from xsta_lib.modeling import XStaForQuestionAnswering
+from xsta_lib.passes import tune_passes
 from xsta_lib.protocols import load_protocol
 from xsta_lib.training import make_optimizer
 from xsta_lib.training_config import TrainingConfig
@@ -63,6 +64,7 @@ class Bench:
         self.optimizer = make_optimizer(self.model, TrainingConfig(steps=1))
         self.pairs, self.batch, self.device = CONFIGS[name].reads_pairs, batch, device
         self.bf16 = has_bf16(device)
+        tune_passes(self.model, torch.device(device), self.bf16)
 
     def losses(self) -> list[torch.Tensor]:
         """The loss of the pair, or of its two sides read one by one."""

@@ -31,6 +31,7 @@ from xsta_lib.experiments import experiment, training_parts
 from xsta_lib.features import window_cache
 from xsta_lib.machine import has_bf16, matmul_rate, peak_memory_bytes, to_device, training_flops
 from xsta_lib.modeling import XStaForQuestionAnswering
+from xsta_lib.passes import tune_passes
 from xsta_lib.protocols import ProtocolData, load_protocol
 from xsta_lib.training import make_optimizer
 from xsta_lib.training_config import TrainingConfig
@@ -52,8 +53,6 @@ class Way:
         languages = ["en", *data.parallel]
         self.model, self.tokenizer = XStaForQuestionAnswering.from_backbone(backbone, XStaConfig(), languages, 0.0)
         self.plain, self.device = plain, torch.device(device)
-        if plain:
-            self.model.encoder.set_attn_implementation("eager")
         self.model.to(self.device)
         self.optimizer = make_optimizer(self.model, TrainingConfig(steps=1, learning_rate=1e-4))
         self.bf16 = not plain and has_bf16(self.device)
@@ -65,6 +64,10 @@ class Way:
             autocast=self.bf16,
             multiple=PLAIN_LENGTH if plain else 8,
         )
+        tune_passes(self.model, self.device, self.bf16)
+        if plain:
+            self.model.rows_per_pass = 0
+            self.model.encoder.set_attn_implementation("eager")
 
     def clock(self) -> float:
         """Seconds, once the device has finished."""

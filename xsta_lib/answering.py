@@ -12,6 +12,7 @@ from .batching import collate_windows
 from .corpus import Question
 from .features import Windows, WindowSpec, build_windows, pair_windows
 from .modeling import XStaForQuestionAnswering
+from .passes import tune_passes
 
 # The distributions an answer can be read from; see XStaOutput.
 READINGS = ("calibrated", "target", "teacher")
@@ -84,7 +85,7 @@ class Predictor:
     """Answers questions of several languages, computing every source window once.
 
     Args:
-        model: a trained model; it is put in evaluation mode.
+        model: a trained model, on its device; it is put in evaluation mode and suited to the device.
         tokenizer: its tokenizer.
         batch_size: windows a batch.
         spec: window lengths.
@@ -108,6 +109,7 @@ class Predictor:
         multiple: int = 8,
     ):
         self.model, self.tokenizer = model.eval(), tokenizer
+        tune_passes(model, model.device, autocast)
         self.batch_size, self.spec, self.decoding = batch_size, spec or WindowSpec(), decoding or DecodingSpec()
         self.cache, self.autocast, self.chunk, self.multiple = cache, autocast, chunk, multiple
 

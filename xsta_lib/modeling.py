@@ -19,6 +19,7 @@ from .backbones import empty_encoder, keep_weights, load_backbone, set_dropout
 from .baselines import find_attention_block, install_mixup, representation_distance
 from .configuration import XStaConfig
 from .outputs import MODEL_CARD, Encoded, XStaOutput, average_outputs, span_loss
+from .passes import look_up, read_in_groups, read_once
 from .sharing import SharingContext, find_self_attention, install_sharing
 from .teaching import AttentiveTeacher, RepresentationNorm, calibrate, masked_softmax, teacher_loss
 
@@ -40,6 +41,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
 
     def __init__(self, config: XStaConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config)
+        self.rows_per_pass = 0  # most rows that the encoder reads at once, 0 for all; see tune_passes
         self.encoder = empty_encoder(config.encoder) if encoder is None else keep_weights(encoder)
         hidden, heads = config.encoder.hidden_size, config.encoder.num_attention_heads
         std = getattr(config.encoder, "initializer_range", 0.02)
@@ -134,6 +136,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
         source: Encoded | None = None,
         keep_attention: bool = False,
         token_type_ids: Tensor | None = None,
+        words: Tensor | None = None,
     ) -> Encoded:
         """One pass of one language; with ``source`` its sharing layer reads the source's states.
 
@@ -143,14 +146,16 @@ class XStaForQuestionAnswering(PreTrainedModel):
             source: the source's own pass, over the same questions row by row; lengths may differ.
             keep_attention: keep the cross-attention probabilities.
             token_type_ids: (B, N) 1 on the context, for encoders that tell question and context apart.
+            words: (B, N, H) word embeddings of ``input_ids``, where they were looked up already.
         """
-        context = SharingContext(attention_mask, keep_attention=keep_attention)
+        context = SharingContext(attention_mask, keep_attention=keep_attention, expected=self.config.reads_pairs)
         if source is not None:
             context.source_input, context.source_mask = source.layer_input, source.mask
-        extra = {"sharing": context} if self.config.reads_pairs else {}
-        if token_type_ids is not None:
-            extra["token_type_ids"] = token_type_ids
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
+        if self.rows_per_pass:
+            words = look_up(self.encoder, [input_ids])[0] if words is None else words
+            states = read_in_groups(self.encoder, words, context, self.rows_per_pass, token_type_ids)
+        else:
+            states = read_once(self.encoder, context, {"input_ids": input_ids, "token_type_ids": token_type_ids})
         normalised = states if self.normalisation is None else self.normalisation(states, attention_mask, language)
         read = normalised if self.config.span_states == "normalised" else states
         logits = self.qa_outputs(read.to(self.qa_outputs.weight.dtype))
@@ -184,6 +189,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
         explain: bool = False,
         token_type_ids: Tensor | None = None,
         targets: Sequence[Mapping] | None = None,
+        words: Tensor | None = None,
     ) -> XStaOutput:
         """Read the target (B, N_T), with its source where there is one.
 
@@ -199,10 +205,14 @@ class XStaForQuestionAnswering(PreTrainedModel):
             token_type_ids: (B, N_T) as in :meth:`encode`; a source brings its own.
             targets: instead of all of the above but ``source``, the arguments of several languages, each with
                 ``source_rows``, the rows of the one source that its rows read; the source is encoded once.
+            words: (B, N_T, H) as in :meth:`encode`; a source may bring its own.
         """
         if targets is not None:
             return self._forward_shared(targets, source)
         inputs = source if isinstance(source, Mapping) else None
+        if inputs is not None and "encoded" not in inputs and self.rows_per_pass:
+            words, source_words = look_up(self.encoder, [input_ids, inputs["input_ids"]])
+            inputs = {**inputs, "words": source_words}
         if inputs is not None:
             source = inputs["encoded"] if "encoded" in inputs else self._encode_inputs(inputs)
         elif source is not None and start_positions is not None:
@@ -210,7 +220,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
         with_loss = start_positions is not None and self.config.eta > 0
         keep = explain or (with_loss and self.config.token_alignment == "cross-attention")
         language = language or self.config.source_language
-        target = self.encode(input_ids, attention_mask, language, source, keep, token_type_ids)
+        target = self.encode(input_ids, attention_mask, language, source, keep, token_type_ids, words)
         output = self.distributions(target, source, explain)
         if start_positions is not None:
             gold = (start_positions, end_positions)
@@ -223,15 +233,20 @@ class XStaForQuestionAnswering(PreTrainedModel):
         return output
 
     def _encode_inputs(self, source: Mapping) -> Encoded:
-        given = {name: source[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in source}
+        names = ("input_ids", "attention_mask", "token_type_ids", "words")
+        given = {name: source[name] for name in names if name in source}
         return self.encode(**given, language=self.config.source_language)
 
     def _forward_shared(self, targets: Sequence[Mapping], source: Mapping) -> XStaOutput:
         """One source pass for the targets of several languages; every row counts alike in the loss."""
+        if self.rows_per_pass:
+            given = [source, *targets]
+            words = look_up(self.encoder, [value["input_ids"] for value in given])
+            source, *targets = [{**value, "words": found} for value, found in zip(given, words, strict=True)]
         encoded, outputs = self._encode_inputs(source), []
         for target in targets:
             rows = target["source_rows"]
-            own = {name: value[rows] for name, value in source.items()}
+            own = {name: value[rows] for name, value in source.items() if name != "words"}
             own["encoded"] = encoded.map(lambda value, rows=rows: value[rows])
             arguments = {name: value for name, value in target.items() if name != "source_rows"}
             outputs.append(self.forward(**arguments, source=own))

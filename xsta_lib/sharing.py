@@ -32,6 +32,7 @@ class SharingContext:
         layer_input: (B, N, H) filled by the layer: this pass's states at its input (X-MIXUP: behind its attention).
         cross_attention: (B, A, N_T, N_S) filled by the layer if asked for, in float32.
         mixing: lambda, a scalar (X-MIXUP: one a sample, (B,)), filled by the layer when it reads a source.
+        expected: whether the encoder has a layer that takes the context.
     """
 
     mask: Tensor
@@ -41,6 +42,7 @@ class SharingContext:
     layer_input: Tensor | None = None
     cross_attention: Tensor | None = None
     mixing: Tensor | None = None
+    expected: bool = True
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:
@@ -117,9 +119,9 @@ class SharingMixin:
             for projection, states in ((self.query, target), (self.key, source), (self.value, source))
         )
         drop = self.dropout.p if self.training else 0.0
-        if sharing.keep_attention:
+        if sharing.keep_attention or self.config._attn_implementation == "eager":
             probabilities = attention_probabilities(query, key, sharing.source_mask)
-            sharing.cross_attention = probabilities
+            sharing.cross_attention = probabilities if sharing.keep_attention else None
             mixed = F.dropout(probabilities, drop).to(value.dtype) @ value
         else:
             mask = sharing.source_mask[:, None, None, :].bool()

@@ -23,6 +23,7 @@ from .baselines import gold_probability
 from .batching import Part, Row, collate, collate_shared, endless_batches, rows_of
 from .checkpoints import load_checkpoint, model_tensors, newest_checkpoint, random_state, save_checkpoint
 from .machine import has_bf16, is_out_of_memory, to_device
+from .passes import tune_passes
 from .reporting import RunLog, means
 from .training_config import TrainingConfig, TrainingError, TrainingResult
 
@@ -108,6 +109,7 @@ class Trainer:
         self.on_log, self.plain_model = on_log, model
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        tune_passes(model, self.accelerator.device, self.accelerator.mixed_precision == "bf16")
         if config.compile:
             model.compile(dynamic=True)
         model, optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
