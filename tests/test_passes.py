@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.toy import PRESETS, pair_batch, tiny_model, trained_statistics, twin, without_gold
+from xsta_lib.attention import PRODUCTS, products
 from xsta_lib.passes import CPU_ROWS, PASS_TOKENS, cut, look_up, tune_passes
 
 LENGTHS = (12, 3, 3, 7), (3, 11, 4, 3)
@@ -106,10 +107,31 @@ def test_segments_go_with_their_rows():
     torch.testing.assert_close(parts(**batch).loss, whole(**batch).loss, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+def test_attention_by_products_is_attention(kind):
+    """In every layer and in the sharing layer, padded rows and full ones."""
+    batch = pair_batch(3, kind, *LENGTHS)
+    fused = tiny_model("paper", kind)
+    plain = twin(fused)
+    plain.encoder.set_attn_implementation(PRODUCTS)
+    expected = gradients(fused, batch)
+    for name, found in gradients(plain, batch).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-5)
+    full = {name: torch.full((2, 5), value) for name, value in (("input_ids", 7), ("attention_mask", 1))}
+    one, other = (model(**full).start_logits for model in (fused.eval(), plain.eval()))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_by_products_drops_probabilities():
+    query = key = torch.zeros(1, 1, 1, 4)
+    kept = products(query, key.expand(1, 1, 4000, 4), torch.ones(1, 1, 4000, 1), None, dropout=0.5)
+    assert kept.item() == pytest.approx(1, abs=0.1) and kept.item() != 1
+
+
 def test_what_a_device_gets():
     model = tiny_model("paper")
     tune_passes(model, CPU, bf16=True)
-    assert (model.rows_per_pass, model.encoder.config._attn_implementation) == (CPU_ROWS, "eager")
+    assert (model.rows_per_pass, model.encoder.config._attn_implementation) == (CPU_ROWS, PRODUCTS)
     tune_passes(model, CPU, bf16=False)
     assert (model.rows_per_pass, model.encoder.config._attn_implementation) == (CPU_ROWS, "sdpa")
     tune_passes(model, torch.device("cuda"), bf16=True)

@@ -134,6 +134,7 @@ class Predictor:
             progress: show a bar over windows.
             readings: which distributions to decode; without a teacher all are the target's own.
         """
+        self.model.eval()
         source_language = self.model.config.source_language
         windows = {language: self.windows(questions) for language, questions in targets.items()}
         use_source = source is not None and self.model.config.reads_pairs

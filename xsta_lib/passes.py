@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from .attention import PRODUCTS
 from .sharing import SharingContext, fit_length
 
 CPU_ROWS = 8  # the attention scores of so many rows stay in a CPU's cache
@@ -20,8 +21,8 @@ def tune_passes(model: nn.Module, device: torch.device, bf16: bool) -> None:
     """Choose how a model's encoder reads on a device; on a GPU a batch is read whole, with the fused attention.
 
     On a CPU the fused attention is slower in bfloat16 than in float32 (PyTorch 2.13, most of all backwards), and slower
-    than plain matrix products. An attention other than these two stays as it was chosen. The release's token alignment
-    looks at what padding attends to, so its batches are read whole.
+    than plain matrix products (:mod:`~xsta_lib.attention`). An attention other than these two stays as it was chosen.
+    The release's token alignment looks at what padding attends to, so its batches are read whole.
 
     Args:
         model: an :class:`~xsta_lib.modeling.XStaForQuestionAnswering`.
@@ -30,8 +31,8 @@ def tune_passes(model: nn.Module, device: torch.device, bf16: bool) -> None:
     """
     on_cpu = device.type == "cpu"
     model.rows_per_pass = CPU_ROWS if on_cpu and model.config.token_alignment != "cross-attention" else 0
-    if model.encoder.config._attn_implementation in ("sdpa", "eager"):
-        model.encoder.set_attn_implementation("eager" if on_cpu and bf16 else "sdpa")
+    if model.encoder.config._attn_implementation in ("sdpa", PRODUCTS):
+        model.encoder.set_attn_implementation(PRODUCTS if on_cpu and bf16 else "sdpa")
 
 
 def cut(lengths: Sequence[int], rows: int) -> list[int]:

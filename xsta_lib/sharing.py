@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import PRODUCTS, products
+
 SHARING_MODES = ("gdks", "cross-attention", "x-mixup", "none")
 WEIGHTINGS = ("paper", "release")
 # Encoders whose layers are built like BERT's and were tried; look-alikes may differ inside.
@@ -119,13 +121,16 @@ class SharingMixin:
             for projection, states in ((self.query, target), (self.key, source), (self.value, source))
         )
         drop = self.dropout.p if self.training else 0.0
-        if sharing.keep_attention or self.config._attn_implementation == "eager":
+        if sharing.keep_attention:
             probabilities = attention_probabilities(query, key, sharing.source_mask)
-            sharing.cross_attention = probabilities if sharing.keep_attention else None
+            sharing.cross_attention = probabilities
             mixed = F.dropout(probabilities, drop).to(value.dtype) @ value
         else:
             mask = sharing.source_mask[:, None, None, :].bool()
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=drop)
+            if self.config._attn_implementation == PRODUCTS:
+                mixed = products(query, key, value, mask, drop)
+            else:
+                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=drop)
         return mixed.transpose(1, 2).flatten(2)
 
     def forward(
