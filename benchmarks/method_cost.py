@@ -24,7 +24,7 @@ from xsta_lib.evaluation import provenance
 from xsta_lib.features import build_windows, pair_windows
 from xsta_lib.machine import has_bf16, to_device
 from xsta_lib.modeling import XStaForQuestionAnswering
-from xsta_lib.passes import tune_passes
+from xsta_lib.passes import clear_gradients, tune_passes
 from xsta_lib.protocols import load_protocol
 from xsta_lib.training import make_optimizer
 from xsta_lib.training_config import TrainingConfig
@@ -87,7 +87,7 @@ class Bench:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.model, self.optimizer)
         self._sync()
         return time.perf_counter() - began
 

@@ -31,7 +31,7 @@ from xsta_lib.experiments import experiment, training_parts
 from xsta_lib.features import window_cache
 from xsta_lib.machine import has_bf16, matmul_rate, peak_memory_bytes, to_device, training_flops
 from xsta_lib.modeling import XStaForQuestionAnswering
-from xsta_lib.passes import tune_passes
+from xsta_lib.passes import clear_gradients, tune_passes
 from xsta_lib.protocols import ProtocolData, load_protocol
 from xsta_lib.training import make_optimizer
 from xsta_lib.training_config import TrainingConfig
@@ -94,7 +94,7 @@ class Way:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.model, self.optimizer)
         return self.clock() - began, loss.item()
 
     def answer(self, questions: dict, source: list) -> tuple[float, dict]:
@@ -168,6 +168,7 @@ def measure_sharing(fast: Way, parts: Sequence, rows: Sequence[Row], size: int) 
 def measure_answering(fast: Way, plain: Way, questions: dict, source: list) -> dict:
     """Both ways on the same questions, and the fast way on single target languages with their source."""
     count = sum(map(len, questions.values()))
+    plain.model.load_state_dict(fast.model.state_dict())  # after so many steps two readers answer differently
     for way in (fast, plain):
         way.answer({"en": source[:4]}, source[:4])
     spent, answers = fast.answer(questions, source)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.toy import PRESETS, pair_batch, tiny_model, trained_statistics, twin, without_gold
+from tests.toy import PAD, PRESETS, pair_batch, tiny_model, trained_statistics, twin, without_gold
 from xsta_lib.attention import PRODUCTS, products
-from xsta_lib.passes import CPU_ROWS, PASS_TOKENS, cut, look_up, tune_passes
+from xsta_lib.passes import CPU_ROWS, PASS_TOKENS, clear_gradients, cut, look_up, tune_passes
 
 LENGTHS = (12, 3, 3, 7), (3, 11, 4, 3)
 CPU = torch.device("cpu")
@@ -95,6 +95,30 @@ def test_several_languages_of_one_source_are_looked_up_once():
     for name, found in gradients(parts, batch).items():
         torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-5)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+def test_a_kept_word_gradient_is_the_gradient(kind):
+    """Step after step, two batches a step; padding has none."""
+    whole = tiny_model("paper", kind)
+    parts = twin(whole)
+    parts.rows_per_pass = 3
+    weight = parts.encoder.get_input_embeddings().weight
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.01) for model in (whole, parts)]
+    clear_gradients(parts, optimizers[1])
+    memory = weight.grad.data_ptr()
+    for step in range(2):
+        batches = [pair_batch(seed, kind, *LENGTHS) for seed in (2 * step, 2 * step + 1)]
+        for model in (whole, parts):
+            for batch in batches:
+                model(**batch).loss.backward()
+        expected = whole.encoder.get_input_embeddings().weight.grad
+        torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-5)
+        assert not weight.grad[PAD[kind]].any() and not weight.grad.is_sparse and weight.grad.data_ptr() == memory
+        for model, optimizer in zip((whole, parts), optimizers, strict=True):
+            optimizer.step()
+            clear_gradients(model, optimizer)
+        assert whole.encoder.get_input_embeddings().weight.grad is None and not weight.grad.any()
 
 
 def test_segments_go_with_their_rows():

@@ -22,10 +22,12 @@ def products(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None,
         key_mask: (B, 1, 1, N) true on real keys, at least one a row; ``None`` where all are.
         dropout: rate on the probabilities.
     """
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if key_mask is not None:
-        bias = torch.zeros_like(key_mask, dtype=scores.dtype)
-        scores = scores + bias.masked_fill(~key_mask, torch.finfo(scores.dtype).min)
+    scores, scale = query @ key.transpose(-1, -2), query.shape[-1] ** -0.5
+    if key_mask is None:
+        scores = scores * scale
+    else:
+        bias = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill(~key_mask, torch.finfo(scores.dtype).min)
+        scores = torch.add(bias, scores, alpha=scale)
     return F.dropout(scores.softmax(-1), dropout) @ value
 
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from . import parallel
 from .attention import PRODUCTS
 from .sharing import SharingContext, fit_length
 
@@ -57,11 +59,31 @@ def cut(lengths: Sequence[int], rows: int) -> list[int]:
 def look_up(encoder: nn.Module, ids: Sequence[Tensor]) -> list[Tensor]:
     """Word embeddings (B, N, H) of several (B, N) inputs, by one lookup.
 
-    The gradient of every lookup is a tensor as large as the vocabulary: one of them costs less than one an input.
+    The gradient of a lookup is a tensor as large as the vocabulary, so one of them costs less than one an input. Where
+    the embeddings have a gradient already (see :func:`clear_gradients`), only the rows that were read are added to it.
     """
-    found = encoder.get_input_embeddings()(torch.cat([value.flatten() for value in ids]))
+    embeddings, joined = encoder.get_input_embeddings(), torch.cat([value.flatten() for value in ids])
+    kept = embeddings.weight.grad is not None and not torch.compiler.is_compiling()
+    found = F.embedding(joined, embeddings.weight, embeddings.padding_idx, sparse=True) if kept else embeddings(joined)
     parts = found.split([value.numel() for value in ids])
     return [part.unflatten(0, value.shape) for part, value in zip(parts, ids, strict=True)]
+
+
+def clear_gradients(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Forget all gradients; where a batch is read in parts the word embeddings' becomes zeros and keeps its memory.
+
+    On a CPU it is hundreds of megabytes that would be given back and asked for again in every step.
+
+    Args:
+        model: an :class:`~xsta_lib.modeling.XStaForQuestionAnswering`.
+        optimizer: its optimiser.
+    """
+    weight = model.encoder.get_input_embeddings().weight
+    kept = weight.grad
+    optimizer.zero_grad(set_to_none=True)
+    alone = parallel.world_size() == 1  # processes exchange whole gradients
+    if model.rows_per_pass and alone and weight.requires_grad:
+        weight.grad = torch.zeros_like(weight) if kept is None else kept.zero_()
 
 
 def read_in_groups(
@@ -126,7 +148,7 @@ def _gather(context: SharingContext, parts: list[SharingContext], back: Tensor, 
         context.layer_input = _join([part.layer_input for part in parts], back, length)
     if parts[0].cross_attention is not None:
         wide = context.source_mask.shape[1]
-        flat = [nn.functional.pad(p.cross_attention, (0, wide - p.cross_attention.shape[-1])) for p in parts]
+        flat = [F.pad(p.cross_attention, (0, wide - p.cross_attention.shape[-1])) for p in parts]
         flat = [value.transpose(1, 2).flatten(2) for value in flat]  # (B, N, A * N_S)
         context.cross_attention = _join(flat, back, length).unflatten(2, (-1, wide)).transpose(1, 2)
     mixing = parts[0].mixing

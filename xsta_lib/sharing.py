@@ -63,9 +63,11 @@ def attention_probabilities(query: Tensor, key: Tensor, key_mask: Tensor) -> Ten
     Returns:
         (B, A, N_T, N_S), 0 on padded keys.
     """
-    scores = (query @ key.transpose(-1, -2)).float() if query.dtype != torch.float64 else query @ key.transpose(-1, -2)
-    scores = scores / query.shape[-1] ** 0.5
-    scores = scores.masked_fill(~key_mask[:, None, None, :].bool(), torch.finfo(scores.dtype).min)
+    scores = query @ key.transpose(-1, -2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    bias = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill(~key_mask.bool(), torch.finfo(scores.dtype).min)
+    # scaled and masked in one pass: the scores are the largest tensor of a step
+    scores = torch.add(bias[:, None, None, :], scores, alpha=query.shape[-1] ** -0.5)
     return scores.softmax(-1)
 
 

@@ -23,7 +23,7 @@ from .baselines import gold_probability
 from .batching import Part, Row, collate, collate_shared, endless_batches, rows_of
 from .checkpoints import load_checkpoint, model_tensors, newest_checkpoint, random_state, save_checkpoint
 from .machine import has_bf16, is_out_of_memory, to_device
-from .passes import tune_passes
+from .passes import clear_gradients, tune_passes
 from .reporting import RunLog, means
 from .training_config import TrainingConfig, TrainingError, TrainingResult
 
@@ -165,7 +165,7 @@ class Trainer:
         self.optimizer.step()
         values["learning_rate"] = self.schedule.get_last_lr()[0]
         self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.plain_model, self.optimizer)
         self.step += 1
         return values | {"grad_norm": float(norm)}
 
@@ -217,6 +217,7 @@ class Trainer:
         Ctrl-C saves a checkpoint first (if there is a folder) and says how to go on.
         """
         torch.manual_seed(self.config.seed + parallel.rank())
+        clear_gradients(self.plain_model, self.optimizer)
         main = self.accelerator.is_main_process
         self.log = RunLog(self.folder if main else None, progress and main, self.config.steps, *self._watchers(main))
         saved = newest_checkpoint(self.folder / "checkpoints") if self.folder and resume else None
