@@ -19,7 +19,7 @@ from .backbones import empty_encoder, keep_weights, load_backbone, set_dropout
 from .baselines import find_attention_block, install_mixup, representation_distance
 from .configuration import XStaConfig
 from .outputs import MODEL_CARD, Encoded, XStaOutput, average_outputs, span_loss
-from .passes import look_up, read_in_groups, read_once
+from .passes import attend_in_groups, look_up, read_in_groups, read_once
 from .sharing import SharingContext, find_self_attention, install_sharing
 from .teaching import AttentiveTeacher, RepresentationNorm, calibrate, masked_softmax, teacher_loss
 
@@ -165,7 +165,11 @@ class XStaForQuestionAnswering(PreTrainedModel):
 
     def teach(self, target: Encoded, source: Encoded) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The teacher's distribution, its logits, its column sums and its attention (section 3.3)."""
-        attention = self.teacher.attention(target.normalised, source.normalised, source.mask)
+        if self.rows_per_pass:
+            sides = (target.normalised, target.mask), (source.normalised, source.mask)
+            attention = attend_in_groups(self.teacher.attention, *sides, self.rows_per_pass)
+        else:
+            attention = self.teacher.attention(target.normalised, source.normalised, source.mask)
         return (*self.teacher(attention, source.logits, source.mask, target.mask), attention)
 
     def sentence_vectors(self, encoded: Encoded) -> Tensor:

@@ -4,7 +4,7 @@ Padding changes nothing (its keys are masked), so a batch read in parts gives th
 Axes: B batch, N tokens (N_S source), H hidden size, A heads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -111,6 +111,30 @@ def read_in_groups(
     back, length = order.argsort(), words.shape[1]
     _gather(context, parts, back, length)
     return _join(states, back, length)
+
+
+def attend_in_groups(
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor],
+    target: tuple[Tensor, Tensor],
+    source: tuple[Tensor, Tensor],
+    rows: int,
+) -> Tensor:
+    """Attention (B, N_T, N_S) of target to source states, computed for parts of rows of like length, 0 on padding.
+
+    Args:
+        attention: takes target states (B, N_T, H), source states (B, N_S, H) and the source's mask (B, N_S).
+        target, source: states and mask.
+        rows: most rows of a part.
+    """
+    lengths, order = target[1].sum(1).sort(stable=True)
+    sizes = cut(lengths.tolist(), rows)
+    parts = []
+    split = (value.index_select(0, order).split(sizes) for value in (*target, *source))
+    for states, mask, source_states, source_mask in zip(*split, strict=True):
+        source_mask = _trim(source_mask, source_mask)
+        found = attention(_trim(states, mask), source_states[:, : source_mask.shape[1]], source_mask)
+        parts.append(F.pad(found, (0, source[1].shape[1] - found.shape[2])))
+    return _join(parts, order.argsort(), target[1].shape[1])
 
 
 def read_once(encoder: nn.Module, context: SharingContext, inputs: dict) -> Tensor:
