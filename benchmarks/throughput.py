@@ -31,7 +31,7 @@ from xsta_lib.experiments import experiment, training_parts
 from xsta_lib.features import window_cache
 from xsta_lib.machine import has_bf16, matmul_rate, peak_memory_bytes, to_device, training_flops
 from xsta_lib.modeling import XStaForQuestionAnswering
-from xsta_lib.passes import clear_gradients, tune_passes
+from xsta_lib.passes import clear_gradients
 from xsta_lib.protocols import ProtocolData, load_protocol
 from xsta_lib.training import make_optimizer
 from xsta_lib.training_config import TrainingConfig
@@ -64,8 +64,7 @@ class Way:
             autocast=self.bf16,
             multiple=PLAIN_LENGTH if plain else 8,
         )
-        tune_passes(self.model, self.device, self.bf16)
-        if plain:
+        if plain:  # undo what the predictor chose for the device
             self.model.rows_per_pass = 0
             self.model.encoder.set_attn_implementation("eager")
 

@@ -244,6 +244,7 @@ class Trainer:
             raise
         finally:
             bar.close()
+            self.plain_model.zero_grad(set_to_none=True)  # answering needs no gradients
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         self._load_best()
