@@ -11,7 +11,9 @@ from xsta_lib.explaining import (
     SPACES,
     SentenceVectors,
     attention_entropy,
+    cosines,
     explain,
+    one_per_passage,
     question_attention,
     question_places,
     sentence_vectors,
@@ -92,6 +94,25 @@ def test_silhouettes_tell_what_vectors_cluster_by(known):
     scores = silhouettes(known)
     assert scores.loc[SPACES[0], "by language"] > 0.9 > 0 > scores.loc[SPACES[0], "by example"]
     assert scores.loc[SPACES[1], "by example"] > 0.9 > 0 > scores.loc[SPACES[1], "by language"]
+
+
+def test_cosines_are_those_of_translations_and_of_other_questions(known):
+    found = cosines(known)
+    assert found.loc[SPACES[0]].to_numpy() == pytest.approx([0, 0], abs=0.01)  # one axis a language
+    assert found.loc[SPACES[1]].to_numpy() == pytest.approx([1, 0], abs=0.01)  # one axis an example
+    x = known.spaces[SPACES[0]]
+    pairs = [(i, j) for i in range(40) for j in range(40) if i % 10 == j % 10 and i != j]
+    expected = np.mean([x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j]) for i, j in pairs])
+    assert found.loc[SPACES[0], "translations"] == pytest.approx(expected)
+
+
+def test_one_question_of_each_passage_in_every_language():
+    questions = load_protocol("demo").tests[0].questions
+    chosen = one_per_passage(questions, 10)
+    ids = [[question.id for question in part] for part in chosen.values()]
+    assert len(ids) == 7 and all(part == ids[0] for part in ids) and len(set(ids[0])) == 10
+    assert all(len({question.context for question in part}) == 10 for part in chosen.values())
+    assert len(one_per_passage(questions, 99)["hi"]) == 16  # all passages
 
 
 def test_tsne_keeps_clusters_and_is_the_same_again(known):

@@ -70,12 +70,14 @@ def test_figure_4_compares_the_two_models_on_one_question(inspected):
     )
 
 
-def test_figure_5_has_every_sentence_twice(inspected):
-    folder = inspected[0]
+def test_figure_5_has_a_question_of_every_passage_twice(inspected):
+    folder, test = inspected
     record = read_inspection(5, "demo", folder)
     places = pd.DataFrame(**record["places"])
-    assert len(places) == 2 * 7 * QUESTIONS and places.groupby(["space", "language"]).size().eq(QUESTIONS).all()
-    assert pd.DataFrame(**record["silhouettes"]).shape == (2, 2)
+    passages = len({question.context for question in test.source})
+    assert 1 < passages < QUESTIONS and places.groupby(["space", "language"]).size().eq(passages).all()
+    assert len(places) == 2 * 7 * passages
+    assert pd.DataFrame(**record["silhouettes"]).shape == (2, 2) == pd.DataFrame(**record["cosines"]).shape
 
 
 def test_figure_6_holds_the_cases_of_the_kept_answers(inspected):

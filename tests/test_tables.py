@@ -122,6 +122,32 @@ def test_bars_average_seeds_and_leave_ablations_out(folder):
     assert [patch.get_height() for patch in bars[3]] == pytest.approx([61.0, 51.0])
 
 
+def test_another_backbone_has_its_own_figures_and_tables(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES", tmp_path / "figures")
+    before = tables.results_table(tables.metrics_frame(load_results("demo", folder)), "xquad")
+    put(folder, 0.9, backbone="mbert")
+    put(folder, 0.1, backbone="mbert", method="trans-train", source="none")
+    with pytest.raises(ValueError, match="demo and demo, mbert: take one"):
+        tables.metrics_frame(load_results("demo", folder))
+    own = load_results("demo", folder, backbone="e5-small-q4")
+    assert tables.results_table(tables.metrics_frame(own), "xquad") == before
+    names = {path.name for path in figures.write_figures("demo", folder)}
+    assert {"figure3-demo.png", "figure3-demo-mbert.png", "tables.md", "tables-mbert.md"} <= names
+    text = (folder / "demo" / "tables-mbert.md").read_text("utf-8")
+    assert "Measured, protocol demo, mbert" in text and "| x-sta | 100.0 / 25.0 | 90.0 / 25.0 |" in text
+
+
+def test_changed_settings_are_named_and_never_overwrite(folder):
+    files = set((folder / "demo").glob("*.json"))
+    put(folder, 0.1, learning_rate=3e-5, epochs=2.0)
+    put(folder, 0.1, batch_size=16)  # the protocol's own
+    (added,) = set((folder / "demo").glob("*.json")) - files
+    assert added.name == "x-sta_epochs-2.0_learning_rate-3e-05_seed42.json"
+    frame = tables.metrics_frame(load_results("demo", folder))
+    assert "x-sta epochs=2.0 learning_rate=3e-05" in set(frame["system"])
+    assert "epochs" not in " ".join(tables.four_systems(frame)["system"])
+
+
 def test_figures_and_tables_are_written_together(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "FIGURES", tmp_path / "figures")
     names = {path.name for path in figures.write_figures("demo", folder)}
@@ -149,6 +175,8 @@ def test_grids_hold_each_experiment_once_and_the_papers_setting_plain(name, prot
     if name in ("gamma", "layers"):
         others = [exp for exp in experiments if exp != full]
         assert all(exp == replace(full, switches=exp.switches) and len(exp.switches) == 1 for exp in others)
+    changed = grid(name, protocol, backbone="mbert")
+    assert changed == [replace(exp, backbone="mbert") for exp in experiments]
 
 
 def test_unknown_grids_are_refused_and_measured_ones_known():

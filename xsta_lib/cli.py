@@ -68,7 +68,8 @@ def _demo(args: argparse.Namespace) -> None:
 def _grid(args: argparse.Namespace) -> None:
     from .grids import run_grid
 
-    for result in run_grid(args.name, args.protocol):
+    changes = {"backbone": args.backbone} if args.backbone else {}
+    for result in run_grid(args.name, args.protocol, **changes):
         print(result["method"], *result["without"], *result["config"]["switches"], "seed", result["seed"])
 
 
@@ -104,7 +105,7 @@ def _figures(args: argparse.Namespace) -> None:
     from .figures import write_figures
     from .inspection import TEXTS, inspect_models
 
-    if args.inspect and not inspect_models(args.protocol):
+    if args.inspect and not inspect_models(args.protocol, backbone=args.backbone):
         need = f"its own x-sta run on this machine and a test set with English ({', '.join(TEXTS)})"
         print(f"xsta: Figures 4 to 6 of {args.protocol!r} need {need}; the others are drawn", file=sys.stderr)
     for path in write_figures(args.protocol):
@@ -148,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     grid = commands.add_parser("grid", help="measure what is missing of a table's or figure's grid")
     grid.add_argument("--name", required=True, help="methods, ablations, gamma, layers or seeds")
     grid.add_argument("--protocol", default="demo")
+    grid.add_argument("--backbone")
     grid.set_defaults(run=_grid)
 
     evaluate = commands.add_parser("evaluate", help="score predictions in the official {id: text} form")
@@ -168,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
 
     figures = commands.add_parser("figures", help="write the figures of a protocol's results")
     figures.add_argument("--protocol", default="demo")
+    figures.add_argument("--backbone", help="whose models --inspect looks into, if not the protocol's own")
     figures.add_argument("--inspect", action="store_true", help="look into the models trained here, for Figures 4 to 6")
     figures.set_defaults(run=_figures)
     return parser

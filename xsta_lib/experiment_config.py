@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
 from .configuration import XStaConfig
@@ -74,12 +75,12 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """A readable file name."""
+        """A readable file name: what differs from the protocol's settings is in it, so nothing overwrites another."""
         parts = [self.method, *(f"without-{name}" for name in self.without)]
         parts += [f"{name}-{value}" for name, value in self.switches]
-        if self.backbone != "e5-small-q4":
-            parts.append(Path(self.backbone).stem)
-        parts += [f"{name}-{getattr(self, name)}" for name, value in LATER_FIELDS if getattr(self, name) != value]
+        tag = backbone_tag(self.protocol, self.backbone)
+        parts += [tag] if tag else []
+        parts += [f"{name}-{value}" for name, value in changed_settings(asdict(self)).items()]
         return "_".join([*parts, f"seed{self.seed}"]).replace("/", "-")
 
     @property
@@ -93,6 +94,28 @@ class Experiment:
         values = {name: value for name, value in asdict(self).items() if (name, value) not in LATER_FIELDS}
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _usual(protocol: str) -> dict[str, object]:
+    """The protocol's value of every field that has one."""
+    values = {field.name: field.default for field in fields(Experiment) if field.default is not MISSING}
+    return values | SETTINGS.get(protocol, FOLDER_SETTINGS)
+
+
+def backbone_tag(protocol: str, backbone: str) -> str:
+    """A short name of a backbone for files and headings, empty for the protocol's own."""
+    return "" if backbone == _usual(protocol)["backbone"] else Path(backbone).stem
+
+
+def changed_settings(config: Mapping[str, object]) -> dict[str, object]:
+    """Fields of an experiment, or of a result's ``config``, that differ from the protocol's settings.
+
+    Left out are those that tables have a place for: method, ablations, switches, backbone and seed.
+    """
+    usual = _usual(str(config["protocol"]))
+    for name in ("without", "switches", "backbone", "seed"):
+        del usual[name]
+    return {name: config[name] for name, value in usual.items() if config.get(name, value) != value}
 
 
 def experiment(protocol: str, method: str, **changes) -> Experiment:

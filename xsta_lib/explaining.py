@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
+from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from .aligning import mean_pool
@@ -141,6 +142,18 @@ class SentenceVectors:
     spaces: dict[str, np.ndarray]
 
 
+def one_per_passage(questions: Mapping[str, Sequence[Question]], count: int) -> dict[str, list[Question]]:
+    """The first question of each of the first ``count`` passages, the same ones in every language.
+
+    Windows hold a question and its passage, so questions of one passage look alike whatever they ask.
+    """
+    first: dict[str, str] = {}
+    for question in next(iter(questions.values())):
+        first.setdefault(question.context, question.id)
+    chosen = set(list(first.values())[:count])
+    return {language: [question for question in part if question.id in chosen] for language, part in questions.items()}
+
+
 @torch.inference_mode()
 def sentence_vectors(predictor: Predictor, questions: Mapping[str, Sequence[Question]]) -> SentenceVectors:
     """Mean-pooled states of every question's first window, before and after Rep-Norm, each language read alone.
@@ -174,6 +187,18 @@ def silhouettes(vectors: SentenceVectors) -> pd.DataFrame:
             for name, label in labels.items()
         }
     )
+
+
+def cosines(vectors: SentenceVectors) -> pd.DataFrame:
+    """Mean cosine similarity of a question's vectors in two languages, and of two questions', a row a space.
+
+    The sentence alignment (section 3.4) tells them apart by their difference over its temperature.
+    """
+    same = vectors.examples[:, None] == vectors.examples
+    other = vectors.languages[:, None] != vectors.languages
+    pairs = {"translations": same & other, "other questions": ~same & other}
+    similarity = {space: cosine_similarity(x) for space, x in vectors.spaces.items()}
+    return pd.DataFrame({n: {space: s[pair].mean() for space, s in similarity.items()} for n, pair in pairs.items()})
 
 
 def tsne_frame(vectors: SentenceVectors, seed: int = 0) -> pd.DataFrame:

@@ -17,7 +17,15 @@ from .inspection import attention_maps, read_cases, read_inspection
 from .marking import DPI, case_picture
 from .model_figures import attention_heatmaps, tsne_scatter
 from .results import RESULTS, ROOT, load_results
-from .tables import average_with_interval, changes, four_systems, metrics_frame, systems, write_tables
+from .tables import (
+    average_with_interval,
+    changes,
+    four_systems,
+    metrics_frame,
+    protocol_label,
+    systems,
+    write_tables,
+)
 
 FIGURES = ROOT / "figures"
 COLOURS = {
@@ -87,7 +95,7 @@ def sweep_frame(results: Sequence[dict], switch: str, default: float) -> pd.Data
     ``held-out validation``, the score that chose the weights, where the run was validated.
 
     Args:
-        results: of one protocol.
+        results: of one protocol and backbone.
         switch: ``gamma`` or ``sharing_layer``.
         default: its value in the full method, whose result has no switch.
     """
@@ -201,18 +209,18 @@ def sweep_columns(frame: pd.DataFrame, dataset: str) -> list[str]:
     return [first, dataset]
 
 
-def inspection_figures(protocol: str, folder: Path = RESULTS) -> dict[str, Figure]:
+def inspection_figures(protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> dict[str, Figure]:
     """Figures 4, 5 and 6 of what :func:`~xsta_lib.inspection.inspect_models` kept, by file name."""
     found = {}
-    if record := read_inspection(4, protocol, folder):
+    if record := read_inspection(4, protocol, folder, backbone):
         entropies = record["mean_entropy_nats"]
         maps = {f"{name}: {entropies[name]:.2f} nats": frame for name, frame in attention_maps(record).items()}
         found["figure4"] = attention_heatmaps(maps)
-    if record := read_inspection(5, protocol, folder):
+    if record := read_inspection(5, protocol, folder, backbone):
         places = pd.DataFrame(**record["places"])
         examples = sorted(places["example"].unique())[:8]
         found["figure5"] = tsne_scatter(places, pd.DataFrame(**record["silhouettes"]), examples)
-    if (record := read_inspection(6, protocol, folder)) and record["cases"]:
+    if (record := read_inspection(6, protocol, folder, backbone)) and record["cases"]:
         cases = read_cases(record)
         kinds = Counter(case.language for case in cases)
         language = max(kinds, key=kinds.get)  # the first that has both kinds, if one has
@@ -223,7 +231,8 @@ def inspection_figures(protocol: str, folder: Path = RESULTS) -> dict[str, Figur
 def write_figures(protocol: str, folder: Path = RESULTS) -> list[Path]:
     """Write the figures of a protocol's results (those in ``folder``) into ``figures/``, and its tables beside them.
 
-    Figures 7 and 8 come once their grids were measured, Figures 4 to 6 once models were inspected.
+    Figures 7 and 8 come once their grids were measured, Figures 4 to 6 once models were inspected. Backbones other than
+    the protocol's own have figures and tables of their own.
 
     Raises:
         FileNotFoundError: the protocol has no results yet.
@@ -231,17 +240,25 @@ def write_figures(protocol: str, folder: Path = RESULTS) -> list[Path]:
     results = load_results(protocol, folder)
     if not results:
         raise FileNotFoundError(f"{folder / protocol}: no results yet; run 'xsta train --protocol {protocol}' first")
+    written = []
+    for backbone in sorted({result["backbone"] for result in results}):
+        part = [result for result in results if result["backbone"] == backbone]
+        label = protocol_label(part[0])
+        figures = _result_figures(part, label) | inspection_figures(protocol, folder, backbone)
+        names = {name: f"{name}-{label.replace(', ', '-')}.png" for name in figures}
+        written += [save(figure, FIGURES / names[name]) for name, figure in figures.items()]
+        written += write_tables(part, protocol, folder)
+    return written
+
+
+def _result_figures(results: Sequence[dict], label: str) -> dict[str, Figure]:
+    """Figures 3, 7 and 8 and the languages' bars of one backbone's results, by file name."""
     frame = metrics_frame(results)
     dataset = frame["dataset"].iloc[0]
-    figures = {
-        "figure3": source_target_bars(frame, dataset),
-        "languages": language_bars(frame, dataset),
-        **inspection_figures(protocol, folder),
-    }
+    figures = {"figure3": source_target_bars(frame, dataset), "languages": language_bars(frame, dataset)}
     gamma, layers = sweep_frame(results, "gamma", 0.1), sweep_frame(results, "sharing_layer", 8)
     if len(gamma) > 1:
-        figures["figure7"] = gamma_curve(gamma, *sweep_columns(gamma, dataset), protocol)
+        figures["figure7"] = gamma_curve(gamma, *sweep_columns(gamma, dataset), label)
     if len(layers) > 1:
-        figures["figure8"] = layer_curve(layers, sweep_columns(layers, dataset), protocol)
-    written = [save(figure, FIGURES / f"{name}-{protocol}.png") for name, figure in figures.items()]
-    return written + write_tables(results, protocol, folder)
+        figures["figure8"] = layer_curve(layers, sweep_columns(layers, dataset), label)
+    return figures

@@ -17,31 +17,32 @@ ALL_LAYERS = tuple(range(1, 13))
 NAMES = ("methods", "ablations", "gamma", "layers", "seeds")
 
 
-def grid(name: str, protocol: str) -> list[Experiment]:
+def grid(name: str, protocol: str, **changes) -> list[Experiment]:
     """The experiments of a grid; the paper's own setting among them is the plain method, measured once for all.
 
     Args:
         name: ``methods`` (the four systems), ``ablations`` (Table 4; "w/o ATGC inference" is a reading of the full
             method and needs no run), ``gamma`` (Figure 7), ``layers`` (Figure 8) or ``seeds`` (methods by seeds).
         protocol: see :func:`~xsta_lib.experiment_config.experiment`.
+        changes: fields that all of them share, such as ``backbone="mbert"``.
 
     Raises:
         ValueError: unknown name.
     """
-    full = experiment(protocol, "x-sta")
+    full = experiment(protocol, "x-sta", **changes)
     config = full.model_config()
     if name == "methods":
-        return [experiment(protocol, method) for method in METHODS]
+        return [experiment(protocol, method, **changes) for method in METHODS]
     if name == "ablations":
         parts = [part for part in ABLATIONS if part != "atgc_inference"]
-        return [full, *(experiment(protocol, "x-sta", without=(part,)) for part in parts)]
+        return [full, *(replace(full, without=(part,)) for part in parts)]
     if name == "gamma":
         return [_switched(full, "gamma", value, config.gamma) for value in GAMMAS]
     if name == "layers":
         layers = LAYERS.get(protocol, ALL_LAYERS)
         return [_switched(full, "sharing_layer", value, config.sharing_layer) for value in layers]
     if name == "seeds":
-        return [experiment(protocol, method, seed=seed) for seed in SEEDS for method in METHODS]
+        return [experiment(protocol, method, **changes | {"seed": seed}) for seed in SEEDS for method in METHODS]
     raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(NAMES)}")
 
 
@@ -55,12 +56,13 @@ def missing(experiments: list[Experiment]) -> list[Experiment]:
     return [exp for exp in experiments if exp.fingerprint not in known]
 
 
-def run_grid(name: str, protocol: str, progress: bool = True) -> list[dict]:
+def run_grid(name: str, protocol: str, progress: bool = True, **changes) -> list[dict]:
     """Measure what is missing of a grid, one experiment after the other, and return all its results.
 
     Stopped at any moment, the same call goes on where it was: results, checkpoints and answers are kept as they come.
+    ``changes`` as for :func:`grid`.
     """
-    experiments = grid(name, protocol)
+    experiments = grid(name, protocol, **changes)
     todo, began = missing(experiments), time.perf_counter()
     for number, exp in enumerate(todo):
         if progress:

@@ -8,6 +8,7 @@ source and licence.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,17 @@ from .answering import Predictor
 from .cases import Case, find_cases
 from .corpus import write_text_atomically
 from .evaluation import evaluate_once, provenance
-from .experiment_config import Experiment, experiment
-from .explaining import attention_entropy, explain, question_attention, sentence_vectors, silhouettes, tsne_frame
+from .experiment_config import Experiment, backbone_tag, experiment
+from .explaining import (
+    attention_entropy,
+    cosines,
+    explain,
+    one_per_passage,
+    question_attention,
+    sentence_vectors,
+    silhouettes,
+    tsne_frame,
+)
 from .features import window_cache
 from .machine import has_bf16
 from .protocols import TestSet, load_protocol
@@ -31,19 +41,20 @@ TEXTS = {
     "xquad": ("texts: XQuAD (Artetxe et al., 2020), CC BY-SA 4.0", ("hi", "th", "vi", "zh")),
 }
 OWN = "demo"
-SENTENCES = 40  # examples that Figure 5 reads
+SENTENCES = 40  # examples that Figure 5 reads, each of another passage, as far as there are so many
 ATTENTION_QUESTIONS = 40  # questions behind Figure 4's mean entropies
 WITHOUT_TOKENS = ("alignment_token",)
 
 
-def inspection_path(figure: int, protocol: str, folder: Path = RESULTS) -> Path:
-    """Where a figure's numbers lie."""
-    return folder / protocol / "inspection" / f"figure{figure}.json"
+def inspection_path(figure: int, protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> Path:
+    """Where a figure's numbers lie, by default those of the protocol's own backbone."""
+    tag = backbone_tag(protocol, backbone) if backbone else ""
+    return folder / protocol / (f"inspection-{tag}" if tag else "inspection") / f"figure{figure}.json"
 
 
-def read_inspection(figure: int, protocol: str, folder: Path = RESULTS) -> dict | None:
+def read_inspection(figure: int, protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> dict | None:
     """A figure's numbers, or ``None`` where nobody measured them."""
-    path = inspection_path(figure, protocol, folder)
+    path = inspection_path(figure, protocol, folder, backbone)
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
@@ -88,12 +99,12 @@ def attention_maps(record: Mapping) -> dict[str, pd.DataFrame]:
 
 
 def inspect_sentences(exp: Experiment, test: TestSet) -> dict:
-    """Figure 5: t-SNE places of sentence representations and silhouettes before and after normalisation."""
-    questions = {language: part[:SENTENCES] for language, part in test.questions.items()}
-    vectors = sentence_vectors(_predictor(exp), questions)
+    """Figure 5: t-SNE places of sentence representations, silhouettes and cosines before and after normalisation."""
+    vectors = sentence_vectors(_predictor(exp), one_per_passage(test.questions, SENTENCES))
     frame = tsne_frame(vectors).astype({"x": float, "y": float}).round(3)
     return {
-        "silhouettes": silhouettes(vectors).round(4).to_dict("split"),
+        "silhouettes": silhouettes(vectors).astype(float).round(4).to_dict("split"),
+        "cosines": cosines(vectors).astype(float).round(4).to_dict("split"),
         "places": frame.to_dict("split", index=False),
     }
 
@@ -118,13 +129,14 @@ def read_cases(record: Mapping) -> list[Case]:
     return [Case.from_dict(values) for values in record["cases"]]
 
 
-def inspect_models(protocol: str, folder: Path = RESULTS) -> list[Path]:
+def inspect_models(protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> list[Path]:
     """Write what Figures 4 to 6 need, as far as this machine has the models; returns the files written.
 
     Figure 4 needs X-STA trained with and without token alignment, the others X-STA alone.
     """
-    full = experiment(protocol, "x-sta")
-    without = experiment(protocol, "x-sta", without=WITHOUT_TOKENS)
+    changes = {"backbone": backbone} if backbone else {}
+    full = experiment(protocol, "x-sta", **changes)
+    without = replace(full, without=WITHOUT_TOKENS)
     test = next((test for test in load_protocol(protocol).tests if test.source and test.name in TEXTS), None)
     if test is None or not is_trained(full):
         return []
@@ -135,7 +147,7 @@ def inspect_models(protocol: str, folder: Path = RESULTS) -> list[Path]:
     for figure, record in sorted(records.items()):
         models = [full.fingerprint, without.fingerprint] if figure == 4 else [full.fingerprint]
         origin = {"protocol": protocol, "dataset": test.name, "models": models, "provenance": provenance()}
-        path = inspection_path(figure, protocol, folder)
+        path = inspection_path(figure, protocol, folder, backbone)
         write_text_atomically(path, json.dumps(origin | record, ensure_ascii=False, indent=1) + "\n")
         written.append(path)
     return written

@@ -42,12 +42,13 @@ def scores_path(result: Path) -> Path:
     return result.with_name(f"{result.stem}.scores.parquet")
 
 
-def load_results(protocol: str, folder: Path = RESULTS) -> list[dict]:
-    """All results of a protocol; ``scores`` is the path of the per-question scores beside each."""
-    return [
+def load_results(protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> list[dict]:
+    """A protocol's results, or those of one backbone; ``scores`` is the path of the per-question scores beside each."""
+    found = [
         {**json.loads(path.read_text("utf-8")), "scores": str(scores_path(path))}
         for path in sorted((folder / protocol).glob("*.json"))
     ]
+    return [result for result in found if backbone in (None, result["backbone"])]
 
 
 def load_scores(file: str | Path, dataset: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .corpus import write_text_atomically
-from .experiment_config import LATER_FIELDS, SETTINGS
+from .experiment_config import backbone_tag, changed_settings
 from .results import RESULTS, ROOT, load_scores
 from .significance import average_interval, paired_bootstrap, seed_interval
 
@@ -33,10 +33,14 @@ Block = tuple[str, pd.DataFrame]
 
 def changes(result: dict) -> dict[str, object]:
     """What a result's run was given beside the protocol's settings: switches of the model, and ways to train."""
-    config, settings = result["config"], SETTINGS.get(result["protocol"], {})
-    ways = {name: config.get(name, default) for name, default in LATER_FIELDS}
-    usual = {name: settings.get(name, default) for name, default in LATER_FIELDS}
-    return dict(map(tuple, config.get("switches", []))) | {k: v for k, v in ways.items() if v != usual[k]}
+    config = result["config"]
+    return dict(map(tuple, config.get("switches", []))) | changed_settings(config)
+
+
+def protocol_label(result: dict) -> str:
+    """The protocol's name for headings, with the backbone where it is not the protocol's own."""
+    tag = backbone_tag(result["config"]["protocol"], result["backbone"])
+    return ", ".join(filter(None, (result["protocol"], tag)))
 
 
 def system_name(result: dict) -> str:
@@ -47,7 +51,14 @@ def system_name(result: dict) -> str:
 
 
 def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
-    """Results as tidy rows: ``system, dataset, language, f1, em, n, seed, source, protocol, scores``."""
+    """Results as tidy rows: ``system, dataset, language, f1, em, n, seed, source, protocol, scores``.
+
+    Raises:
+        ValueError: the results are of several protocols or backbones, which compare with nothing.
+    """
+    labels = {protocol_label(result) for result in results}
+    if len(labels) > 1:
+        raise ValueError(f"results of {' and '.join(sorted(labels))}: take one, load_results(protocol, backbone=...)")
     rows = [
         {
             "system": system_name(result),
@@ -56,7 +67,7 @@ def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
             **values,
             "seed": result["seed"],
             "source": result["source"],
-            "protocol": result["protocol"],
+            "protocol": protocol_label(result),
             "scores": result["scores"],
         }
         for result in results
@@ -175,7 +186,7 @@ def ablation_block(results: Sequence[dict]) -> Block:
             change = f1 - np.mean([values["f1"] for values in base.values()])
             cell = f"{f1:.1f} / {em:.1f}" + (f" ({change:+.1f})" if key else "")
             lines.setdefault(name, {})[dataset] = cell
-    protocol = results[0]["protocol"] if results else "none"
+    protocol = protocol_label(results[0]) if results else "none"
     table = pd.DataFrame(lines).T.fillna("").rename_axis("avg F1 / EM (change)")
     return f"Measured, protocol {protocol}", table
 
@@ -207,19 +218,24 @@ def latex(block: Block, label: str) -> str:
 
 
 def write_tables(results: Sequence[dict], protocol: str, folder: Path = RESULTS) -> list[Path]:
-    """Write a protocol's tables, measured beside the paper's: ``tables.md`` and ``tables.tex`` in its folder."""
-    frame = metrics_frame(results)
+    """Write a protocol's tables, measured beside the paper's: ``tables.md`` and ``tables.tex`` in its folder.
+
+    The results are of one backbone; the files of one that is not the protocol's own are called ``tables-<backbone>``.
+    """
+    frame, label = metrics_frame(results), protocol_label(results[0])
+    tag = backbone_tag(results[0]["config"]["protocol"], results[0]["backbone"])
+    name = f"tables-{tag}" if tag else "tables"
     titles = {n: f"Table {n}: {task}" for n, (task, _) in TABLES.items()} | {4: "Table 4: ablations"}
     blocks = {n: table_blocks(n, frame) for n in TABLES} | {4: table4_blocks(results)}
     own = [d for d in dict.fromkeys(frame["dataset"]) if d not in {name for _, name in TABLES.values()}]
-    text = [f"# Protocol {protocol}: tables", *(f"## {d}\n\n{results_table(four_systems(frame), d)}" for d in own)]
+    text = [f"# Protocol {label}: tables", *(f"## {d}\n\n{results_table(four_systems(frame), d)}" for d in own)]
     tex = ["% needs \\usepackage{booktabs}"]
     tex += [latex(results_block(four_systems(frame), dataset), f"tab:{protocol}-{dataset}") for dataset in own]
     for number, found in blocks.items():
         text.append(f"## {titles[number]}")
         text += [f"{heading}:\n\n{markdown(table)}" for heading, table in found]
         tex += [latex(block, f"tab:{protocol}-{number}-{place}") for place, block in enumerate(found)]
-    paths = [folder / protocol / name for name in ("tables.md", "tables.tex")]
+    paths = [folder / protocol / f"{name}.{kind}" for kind in ("md", "tex")]
     write_text_atomically(paths[0], "\n\n".join(text) + "\n")
     write_text_atomically(paths[1], "\n".join(tex) + "\n")
     return paths
