@@ -112,15 +112,7 @@ def _figures(args: argparse.Namespace) -> None:
         print(path)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="xsta", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    download = commands.add_parser("download", help="fetch and check published data")
-    download.add_argument("what", help="xquad, mlqa, tydiqa, squad, xtreme, compact or all")
-    download.add_argument("--languages", nargs="*", default=[])
-    download.set_defaults(run=_download)
-
+def _add_train(commands: "argparse._SubParsersAction") -> None:
     train = commands.add_parser("train", help="train one method under a protocol, evaluate it, write its result")
     train.add_argument("--protocol", default="demo", help="demo or compact")
     train.add_argument("--method", default="x-sta", help="zero-shot, trans-train, x-mixup or x-sta")
@@ -142,6 +134,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--keep", type=int, help="checkpoints that stay")
     train.set_defaults(run=_train)
 
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xsta", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    download = commands.add_parser("download", help="fetch and check published data")
+    download.add_argument("what", help="xquad, mlqa, tydiqa, squad, xtreme, compact or all")
+    download.add_argument("--languages", nargs="*", default=[])
+    download.set_defaults(run=_download)
+
+    _add_train(commands)
     demo = commands.add_parser("demo", help="train and compare all methods on the embedded corpus, write figures/")
     demo.add_argument("--keep", action="store_true", help="write results/demo instead of runs/results/demo")
     demo.set_defaults(run=_demo)

@@ -4,27 +4,25 @@ Axes: B batch, N_S and N_T source and target tokens, H hidden size, A heads. A p
 not depend on the target, so one source pass can serve several targets.
 """
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import initialization as init
+from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel
 
 from . import parallel
 from .aligning import mean_pool, sentence_alignment, token_alignment, token_alignment_release
-from .backbones import empty_encoder, keep_weights, load_backbone, set_dropout
-from .baselines import find_attention_block, install_mixup, representation_distance
+from .backbones import empty_encoder, keep_weights
+from .baselines import install_mixup, representation_distance
 from .configuration import XStaConfig
-from .outputs import MODEL_CARD, Encoded, XStaOutput, average_outputs, span_loss
+from .outputs import Encoded, XStaOutput, average_outputs, span_loss
 from .passes import attend_in_groups, look_up, read_in_groups, read_once
-from .sharing import SharingContext, find_self_attention, install_sharing
+from .pretrained import PretrainedReader
+from .sharing import SharingContext, install_sharing
 from .teaching import AttentiveTeacher, RepresentationNorm, calibrate, masked_softmax, teacher_loss
 
 
-class XStaForQuestionAnswering(PreTrainedModel):
+class XStaForQuestionAnswering(PretrainedReader):
     """Extractive reader with Sharing, Teaching and Aligning; with all parts off, a plain one.
 
     Made from a pretrained encoder by :meth:`from_backbone`, saved and loaded the Hugging Face way.
@@ -32,12 +30,6 @@ class XStaForQuestionAnswering(PreTrainedModel):
     Raises:
         ValueError: the encoder cannot take the sharing layer.
     """
-
-    config_class = XStaConfig
-    base_model_prefix = "encoder"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
 
     def __init__(self, config: XStaConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config)
@@ -70,63 +62,6 @@ class XStaForQuestionAnswering(PreTrainedModel):
             nn.init.normal_(self.sentence_projection[0].weight, std=std)
             nn.init.zeros_(self.sentence_projection[0].bias)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Set what this model adds to its encoder, where a checkpoint lacks it."""
-        if isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=getattr(self.config.encoder, "initializer_range", 0.02))
-            init.zeros_(module.bias)
-        elif isinstance(module, RepresentationNorm):
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.updates)
-
-    def initialize_weights(self) -> None:
-        """As in transformers, and w and b, which lie inside the encoder and are unknown to its own rules."""
-        super().initialize_weights()
-        if self.sharing_layer is not None:
-            init.ones_(self.sharing_layer.mixing_weight)
-            init.zeros_(self.sharing_layer.mixing_bias)
-
-    @classmethod
-    def from_backbone(
-        cls,
-        name: str,
-        config: XStaConfig | None = None,
-        languages: list[str] | None = None,
-        dropout: float | None = None,
-    ):
-        """A model on a pretrained encoder, and its tokenizer.
-
-        Args:
-            name: see :func:`xsta_lib.backbones.load_backbone`.
-            config: an ``XStaConfig`` whose encoder is still to be filled in; the paper's by default.
-            languages: languages that will be trained on (for the normalisation statistics).
-            dropout: one dropout for the whole encoder and the correction; ``None`` leaves theirs.
-
-        Returns:
-            ``(model, tokenizer)``
-        """
-        encoder, tokenizer = load_backbone(name)
-        values = (config or XStaConfig()).to_diff_dict()
-        values = {key: value for key, value in values.items() if key in XStaConfig.__annotations__}
-        if dropout is not None:
-            values["sharing_dropout"] = dropout
-            set_dropout(encoder, dropout)
-        values["languages"] = languages or values.get("languages")
-        attention = encoder.config._attn_implementation
-        model = cls(XStaConfig(**{**values, "encoder": encoder.config}), encoder)
-        encoder.set_attn_implementation(attention)  # a composite configuration forgets its part's choice
-        return model, tokenizer
-
-    @property
-    def sharing_layer(self) -> nn.Module | None:
-        """The module that shares, with its parameters w and b; ``None`` in a plain reader."""
-        if not self.config.reads_pairs:
-            return None
-        if self.config.sharing == "x-mixup":
-            return find_attention_block(self.encoder, self.config.sharing_layer)
-        return find_self_attention(self.encoder, self.config.sharing_layer)
 
     def encode(
         self,
@@ -325,20 +260,6 @@ class XStaForQuestionAnswering(PreTrainedModel):
             if name in terms:
                 loss = loss + weight * terms[name]
         return loss
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        card: str = "",
-        **kwargs,
-    ) -> None:
-        """Save weights and configuration, the tokenizer if given, and a model card (``README.md``)."""
-        super().save_pretrained(save_directory, **kwargs)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(save_directory)
-        text = MODEL_CARD.format(config=self.config.to_json_string(), details=card or "No details were given.")
-        Path(save_directory, "README.md").write_text(text, "utf-8")
 
 
 AutoConfig.register("xsta", XStaConfig)

@@ -1,4 +1,4 @@
-"""What the model's passes return, the span loss, and the model card.
+"""What the model's passes return, and the span loss.
 
 Axes: B batch, N tokens (N_S source, N_T target), H hidden size, A heads.
 """
@@ -96,23 +96,3 @@ def average_outputs(outputs: Sequence[XStaOutput], rows: Sequence[int]) -> XStaO
         mixing=mean([(value.mean(), count) for value, count in mixed]) if mixed else None,
         teacher_mass=torch.cat(masses) if masses else None,
     )
-
-
-MODEL_CARD = """---
-library_name: transformers
-pipeline_tag: question-answering
-tags: [x-sta, cross-lingual, extractive-question-answering]
----
-# X-STA reader
-
-An extractive reader after *Sharing, Teaching and Aligning* (Cao et al., 2023), made with xsta. Load it with
-`xsta_lib.XStaForQuestionAnswering.from_pretrained(folder)`.
-
-{details}
-
-## Configuration
-
-```json
-{config}
-```
-"""

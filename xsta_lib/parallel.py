@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 _alone = False
 
@@ -59,13 +60,13 @@ class _Sum(torch.autograd.Function):
     """The sum over ranks; a gradient that arrives anywhere belongs to every rank's summand."""
 
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
         value = value.contiguous().clone()
         dist.all_reduce(value)
         return value
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
         return gradient
