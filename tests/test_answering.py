@@ -1,6 +1,7 @@
 """Spans and predictions: the search against brute force, every source window read once, missing sources."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,13 +122,18 @@ def test_a_stopped_evaluation_goes_on_with_the_answers_it_has(reader, tmp_path, 
     model, tokenizer, questions = reader
     test = TestSet("demo", "mlqa", questions, questions["en"])
     options = (tmp_path, model, tokenizer, test, "gold", READINGS, False)
-    first, seconds = evaluate_once(*options)
+    first, kept = evaluate_once(*options)
     assert read_predictions(tmp_path / "demo.de.gold.json") == first["calibrated"].answers["de"]
     monkeypatch.setattr(model, "encode", None)  # nothing is computed again
     again, same = evaluate_once(*options)
-    assert again == first and same == seconds and set(again) == set(READINGS)
+    assert again == first and same == kept and set(again) == set(READINGS)
+    assert kept["seconds"] > 0 and kept["provenance"]["versions"]["torch"] == torch.__version__
     with pytest.raises(TypeError):
         evaluate_once(tmp_path, model, tokenizer, test, "none", READINGS, False)
+    other = replace(questions["de"][0], question="Wann?")
+    changed = TestSet("demo", "mlqa", questions | {"de": [other, *questions["de"][1:]]}, questions["en"])
+    with pytest.raises(TypeError):  # kept answers are to other questions
+        evaluate_once(tmp_path, model, tokenizer, changed, "gold", READINGS, False)
 
 
 def test_an_explanation_has_attentions_distributions_and_their_tokens(reader):

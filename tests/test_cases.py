@@ -1,6 +1,7 @@
 """Cases found by rule, and their pictures: nothing torn, nothing lost, right to left where it must be."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -46,6 +47,14 @@ def test_the_clearest_case_of_each_kind_is_chosen(test_set):
     assert (failure.kind, failure.target.id, failure.found) == ("failure", "q5", 2)
     assert failure.answers == {"target": "Bob Lee", "teacher": "Ada", "calibrated": "Cy"}
     assert Case.from_dict(json.loads(json.dumps(success.to_dict()))) == success
+
+
+def test_translated_english_has_no_gold_answer_and_no_answer_of_the_test_sets_own(test_set):
+    translated = [replace(q, context="Ada saw Bob Lee and Cy.", answers=()) for q in test_set.source]
+    mixed = replace(test_set, source={"de": translated}, source_name="translate-test")
+    (case,) = find_cases(mixed, answered(q3_calibrated="Bob Lee"), ["de"])
+    assert case.source.context.startswith("Ada saw") and case.source_answer == ""
+    case_picture([case])
 
 
 def test_what_does_not_occur_is_left_out_and_ties_go_to_the_first_id(test_set):

@@ -7,6 +7,7 @@ from project import BIN, copy_project
 from tiny import write_tiny_e5
 
 from xsta_lib.corpus import write_squad
+from xsta_lib.experiment_config import backbone_tag
 from xsta_lib.protocols import load_protocol
 
 
@@ -16,11 +17,11 @@ def test_one_command_measures_trains_and_draws(tmp_path):
     texts = []
     for split, questions in (("train", {"en": data.train, **data.parallel}), ("test", data.tests[0].questions)):
         for language in ("en", "de"):
-            write_squad(tmp_path / "mine" / f"{split}.{language}.json", questions[language][:10])
+            write_squad(tmp_path / "own" / "mine" / f"{split}.{language}.json", questions[language][:10])
             texts += [q.question + q.context for q in questions[language][:10]]
     tiny = write_tiny_e5(tmp_path / "tiny.bin", texts=texts, layers=8)
     environment |= {
-        "PROTOCOL": "mine",
+        "PROTOCOL": str(tmp_path / "own" / "mine"),
         "METHODS": "zero-shot x-sta",
         "GRIDS": "",
         "BENCHMARK": f"--backbone {tiny} --rows 12 --questions 2 --device cpu",
@@ -37,6 +38,7 @@ def test_one_command_measures_trains_and_draws(tmp_path):
         ("x-sta", "none"),
         ("zero-shot", "none"),
     ]
-    assert (tmp_path / "figures" / "figure3-mine.png").exists()
-    assert (tmp_path / "results" / "mine" / "tables.md").exists()
-    assert "Figures 4 to 6 of 'mine' need" in done.stderr
+    setting = f"{backbone_tag('mine', str(tiny))}-epochs-0.5-batch_size-4-precision-fp32"
+    assert (tmp_path / "figures" / f"figure3-mine-{setting}.png").exists()
+    assert (tmp_path / "results" / "mine" / f"tables-{setting}.md").exists()
+    assert "mine' need" in done.stderr

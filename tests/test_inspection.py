@@ -1,6 +1,7 @@
 """What Figures 4 to 6 show, from two tiny models trained, evaluated and inspected like the real ones."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -93,3 +94,16 @@ def test_figure_6_holds_the_cases_of_the_kept_answers(inspected):
 def test_pictures_are_drawn_from_what_was_kept(inspected):
     drawn = {path.name for path in (inspected[0] / "figures").glob("*.png")}
     assert drawn == {f"{name}-demo.png" for name in ("figure3", "figure4", "figure5", "figure6", "languages")}
+
+
+def test_a_model_of_other_questions_is_not_passed_off(inspected, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", inspected[0] / "runs")
+    data = load_folder(inspected[0] / "corpus", "demo")
+    tiny = next(inspected[0].glob("*.bin"))
+    few = {"backbone": str(tiny), "epochs": 0.5, "english_epochs": 0.0, "precision": "fp32"}
+    monkeypatch.setitem(SETTINGS, "demo", SETTINGS["demo"] | few)
+    exp = experiment("demo", "x-sta")
+    assert runs.train_experiment(exp, data, progress=False)[2].data == data.digest()
+    data.train[0] = replace(data.train[0], question="Who?")
+    with pytest.raises(ValueError, match="other questions"):
+        runs.train_experiment(exp, data, progress=False)

@@ -7,7 +7,7 @@ import pytest
 
 from xsta_lib.cli import main
 from xsta_lib.corpus import Answer, Question, write_squad
-from xsta_lib.evaluation import Evaluation
+from xsta_lib.evaluation import Evaluation, provenance
 from xsta_lib.experiments import Experiment, describe, experiment, result_path
 from xsta_lib.figures import language_bars, source_target_bars
 from xsta_lib.marking import highlight
@@ -89,6 +89,38 @@ def test_steps_asked_for_overrule_epochs():
     exp = experiment("paper-mlqa", "x-sta")
     assert step_count(exp, None, None) == 24_000 and exp.name == "x-sta_seed42"  # no data is read
     assert experiment("demo", "x-sta", steps=0).fingerprint == experiment("demo", "x-sta").fingerprint
+
+
+def test_what_is_one_experiment_has_one_name():
+    base = experiment("demo", "x-sta")
+    assert experiment("demo", "x-sta", epochs=1) == experiment("demo", "x-sta", epochs=1.0)
+    assert experiment("paper-mlqa", "x-sta", epochs=2).steps == 0  # epochs asked for overrule the protocol's steps
+    backbones = ("runs/a/model", "runs/b/model", "org/enc-v1.0", "org/enc-v1.5", "a/tiny.bin", "mbert", base.backbone)
+    assert len({experiment("demo", "x-sta", backbone=name).name for name in backbones}) == len(backbones)
+
+
+def test_a_result_of_another_experiment_is_never_overwritten(results, tmp_path):
+    exp = experiment("demo", "x-sta")
+    record = describe(exp, "gold") | {"fingerprint": "0123"}
+    path = write_result(result_path(exp, "gold", tmp_path), record, {"demo": {"calibrated": evaluation(0.1)}})
+    assert path.name == "x-sta_seed42_0123.json" and len(load_results("demo", tmp_path)) == 3
+    again = describe(exp, "gold"), {"demo": {"calibrated": evaluation(0.3)}}
+    write_result(result_path(exp, "gold", tmp_path), *again)
+    assert len(load_results("demo", tmp_path)) == 3  # the same experiment, measured again
+
+
+def test_a_folder_called_like_a_protocol_is_refused(tmp_path):
+    (tmp_path / "compact").mkdir()
+    with pytest.raises(ValueError, match="rename it"):
+        experiment(str(tmp_path / "compact"), "x-sta")
+
+
+def test_provenance_without_git(monkeypatch):
+    provenance.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    found = provenance()
+    provenance.cache_clear()
+    assert found["commit"] == "unknown" and not found["clean"]
 
 
 def test_command_scores_predictions(tmp_path, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xsta_lib.significance import paired_bootstrap, seed_interval
+from xsta_lib.significance import by_question, paired_bootstrap, resampled_means, seed_interval
 
 
 def scores(values: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -64,3 +64,16 @@ def test_languages_can_be_left_out_and_questions_must_match():
         paired_bootstrap(scores(BASE), scores({language: part[:-1] for language, part in BASE.items()}))
     with pytest.raises(ValueError, match="same questions"):
         paired_bootstrap(scores(BASE), scores({language: BASE[language] for language in ("en", "de")}))
+
+
+def test_partly_parallel_sets_keep_their_pairs():
+    values = {"en": BASE["en"], "de": BASE["en"][:100]}  # equal scores of the questions that both have
+    spread = resampled_means(by_question(scores(values), "f1"), 4000, 0).std()
+    rng = np.random.default_rng(1)
+    drawn = []
+    for _ in range(4000):
+        chosen = rng.integers(400, size=400)
+        drawn.append((values["en"][chosen].mean() + values["en"][chosen[chosen < 100]].mean()) / 2)
+    assert spread == pytest.approx(np.std(drawn), rel=0.06)
+    apart = math.sqrt(values["en"].var() / 400 + values["de"].var() / 100) / 2
+    assert spread > 1.1 * apart  # what independent languages would have

@@ -1,5 +1,6 @@
 """Tables: seeds, switches and ablations in their places, the paper's numbers beside, Markdown and LaTeX; grids."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from xsta_lib.evaluation import Evaluation
 from xsta_lib.experiments import METHODS, describe, experiment, result_path
 from xsta_lib.grids import grid, missing
 from xsta_lib.metrics import Score, aggregate
-from xsta_lib.results import load_results, write_result
+from xsta_lib.results import load_all_results, load_results, write_result
 
 LANGUAGES = ("en", "de", "zh")
 
@@ -128,24 +129,25 @@ def test_another_backbone_has_its_own_figures_and_tables(folder, tmp_path, monke
     put(folder, 0.9, backbone="mbert")
     put(folder, 0.1, backbone="mbert", method="trans-train", source="none")
     with pytest.raises(ValueError, match="demo and demo, mbert: take one"):
-        tables.metrics_frame(load_results("demo", folder))
-    own = load_results("demo", folder, backbone="e5-small-q4")
-    assert tables.results_table(tables.metrics_frame(own), "xquad") == before
+        tables.metrics_frame(load_all_results("demo", folder))
+    assert tables.results_table(tables.metrics_frame(load_results("demo", folder)), "xquad") == before
+    assert {result["backbone"] for result in load_results("demo", folder, backbone="mbert")} == {"mbert"}
     names = {path.name for path in figures.write_figures("demo", folder)}
     assert {"figure3-demo.png", "figure3-demo-mbert.png", "tables.md", "tables-mbert.md"} <= names
     text = (folder / "demo" / "tables-mbert.md").read_text("utf-8")
     assert "Measured, protocol demo, mbert" in text and "| x-sta | 100.0 / 25.0 | 90.0 / 25.0 |" in text
 
 
-def test_changed_settings_are_named_and_never_overwrite(folder):
+def test_changed_settings_are_named_and_never_overwrite(folder, monkeypatch):
     files = set((folder / "demo").glob("*.json"))
     put(folder, 0.1, learning_rate=3e-5, epochs=2.0)
     put(folder, 0.1, batch_size=16)  # the protocol's own
     (added,) = set((folder / "demo").glob("*.json")) - files
     assert added.name == "x-sta_epochs-2.0_learning_rate-3e-05_seed42.json"
-    frame = tables.metrics_frame(load_results("demo", folder))
-    assert "x-sta epochs=2.0 learning_rate=3e-05" in set(frame["system"])
-    assert "epochs" not in " ".join(tables.four_systems(frame)["system"])
+    assert json.loads(added.read_text("utf-8")) not in load_results("demo", folder)
+    monkeypatch.setattr(figures, "FIGURES", folder / "figures")
+    names = {path.name for path in figures.write_figures("demo", folder)}
+    assert {"figure3-demo-epochs-2.0-learning_rate-3e-05.png", "tables-epochs-2.0-learning_rate-3e-05.md"} <= names
 
 
 def test_figures_and_tables_are_written_together(folder, tmp_path, monkeypatch):

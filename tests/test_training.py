@@ -107,20 +107,54 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, backbone):
         make_trainer(tmp_path, backbone, steps=3).train(progress=False)
 
 
-def test_interrupt_saves_and_says_how_to_go_on(tmp_path, backbone, capsys):
+def interrupt_in_step(trainer: Trainer, number: int, times: int = 1) -> None:
+    """Send Ctrl-C in the middle of a step: behind its forward pass, which moves statistics and draws random numbers."""
+    backward = trainer.accelerator.backward
+
+    def interrupted(loss: torch.Tensor) -> None:
+        for _ in range(times if trainer.step == number else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        backward(loss)
+
+    trainer.accelerator.backward = interrupted
+
+
+def test_interrupted_run_resumes_bit_for_bit(tmp_path, backbone, whole, capsys):
     trainer = make_trainer(tmp_path, backbone, save_every=0)
-    step = trainer.train_step
-
-    def interrupted(batch):
-        if trainer.step == 2:
-            raise KeyboardInterrupt
-        return step(batch)
-
-    trainer.train_step = interrupted
+    interrupt_in_step(trainer, 4)
     with pytest.raises(KeyboardInterrupt):
         trainer.train(progress=False)
-    assert newest_checkpoint(tmp_path / "checkpoints").name == "step-0000002"
-    assert "go on" in capsys.readouterr().out
+    assert newest_checkpoint(tmp_path / "checkpoints").name == "step-0000005"
+    assert "same command again" in capsys.readouterr().out
+    resumed = make_trainer(tmp_path, backbone, save_every=0)
+    resumed.train(progress=False)
+    for name, value in resumed.plain_model.state_dict().items():
+        assert torch.equal(value, whole[0][name]), name
+
+
+def test_a_second_interrupt_breaks_off_and_the_last_checkpoint_counts(tmp_path, backbone, capsys):
+    trainer = make_trainer(tmp_path, backbone)
+    interrupt_in_step(trainer, 4, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(progress=False)
+    assert newest_checkpoint(tmp_path / "checkpoints").name == "step-0000003"
+    assert "again breaks off" in capsys.readouterr().out and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+def test_interrupt_in_the_last_step_waits_for_its_evaluation(tmp_path, backbone):
+    results = []
+    for place, number in (("whole", -1), ("stopped", STEPS - 1)):
+        trainer = make_trainer(tmp_path / place, backbone, save_every=0, evaluate_every=6)
+        trainer.evaluate = lambda trainer=trainer: 10.0 + trainer.step  # the last weights are the best
+        interrupt_in_step(trainer, number)
+        if number > 0:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train(progress=False)
+            trainer = make_trainer(tmp_path / place, backbone, save_every=0, evaluate_every=6)
+        found = trainer.train(progress=False)
+        results.append((found.best_step, trainer.plain_model.state_dict()))
+    assert results[0][0] == results[1][0] == STEPS
+    assert all(torch.equal(value, results[1][1][name]) for name, value in results[0][1].items())
 
 
 def test_nan_stops_with_step_and_ids(tmp_path, backbone):

@@ -65,6 +65,7 @@ def find_cases(
         languages: of the cases; each must be among the test's.
     """
     scores = {reading: score_answers(test, answers[reading]).scores for reading in READ}
+    own_english = {question.id: question for question in test.questions.get("en", ())}
     cases = []
     for language in languages:
         english = {question.id: question for question in test.source_of(language)}
@@ -83,6 +84,7 @@ def find_cases(
             if len(part):
                 key, f1 = part["id"].iloc[0], part[list(READ)].iloc[0].to_dict()
                 texts = {name: answers[name][language][key] for name in READ}
-                english_answer = answers["calibrated"].get("en", {}).get(key, "")
+                same = key in own_english and own_english[key].context == english[key].context
+                english_answer = answers["calibrated"]["en"].get(key, "") if same else ""  # not of translated English
                 cases.append(Case(kind, language, english[key], targets[key], english_answer, texts, f1, len(part)))
     return cases

@@ -23,6 +23,7 @@ def _download(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from .experiments import experiment, run_experiment
+    from .machine import peak_memory_bytes
 
     changes = {
         "seed": args.seed,
@@ -43,6 +44,7 @@ def _train(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in names if getattr(args, name)}
     for path in run_experiment(exp, options=options):
         print(path)
+    print(f"peak memory {peak_memory_bytes() / 2**30:.1f} GiB")
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -90,6 +92,8 @@ def _answer(args: argparse.Namespace) -> None:
     from .corpus import Question
     from .modeling import XStaForQuestionAnswering
 
+    if bool(args.source_question) != bool(args.source_context):
+        raise ValueError("--source-question and --source-context belong together: give both or neither")
     model = XStaForQuestionAnswering.from_pretrained(args.model)
     predictor = Predictor(model, AutoTokenizer.from_pretrained(args.model))
     context = Path(args.context).read_text("utf-8")
@@ -98,7 +102,10 @@ def _answer(args: argparse.Namespace) -> None:
     if args.source_question and args.source_context:
         source = [Question("0", args.source_question, Path(args.source_context).read_text("utf-8"), ())]
     answers = predictor.predict({args.language: [question]}, source, readings=("calibrated",))[args.language]
-    print(answers.texts["calibrated"]["0"])
+    texts = answers.texts.get("calibrated", {})
+    if "0" not in texts:
+        raise ValueError(f"{args.context}: no answer; is the context empty?")
+    print(texts["0"])
 
 
 def _figures(args: argparse.Namespace) -> None:
@@ -114,7 +121,7 @@ def _figures(args: argparse.Namespace) -> None:
 
 def _add_train(commands: "argparse._SubParsersAction") -> None:
     train = commands.add_parser("train", help="train one method under a protocol, evaluate it, write its result")
-    train.add_argument("--protocol", default="demo", help="demo or compact")
+    train.add_argument("--protocol", default="demo", help="demo, compact, a paper-* protocol, or a folder")
     train.add_argument("--method", default="x-sta", help="zero-shot, trans-train, x-mixup or x-sta")
     train.add_argument("--without", nargs="*", default=[], choices=ABLATIONS, help="ablations of Table 4")
     train.add_argument("--backbone")
@@ -145,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     download.set_defaults(run=_download)
 
     _add_train(commands)
-    demo = commands.add_parser("demo", help="train and compare all methods on the embedded corpus, write figures/")
+    demo = commands.add_parser("demo", help="train and compare three methods on the embedded corpus, write figures/")
     demo.add_argument("--keep", action="store_true", help="write results/demo instead of runs/results/demo")
     demo.set_defaults(run=_demo)
 

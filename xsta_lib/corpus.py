@@ -3,9 +3,10 @@
 A corpus file holds one language. Answers are spans of the context; offsets count Unicode code points.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +77,18 @@ class Report:
             shown = ", ".join(f"{key} ({reason})" for key, reason in list(self.rejected.items())[:3])
             parts.append(f"{len(self.rejected)} rejected: {shown}{', ...' if len(self.rejected) > 3 else ''}")
         return "; ".join(parts)
+
+
+def digest_questions(questions: Mapping[str, Sequence[Question]]) -> str:
+    """A key of some languages' questions, contexts and answers, in their order."""
+    hashed, last = hashlib.sha256(), None
+    for language, part in questions.items():
+        for question in part:
+            context = question.context if question.context != last else ""  # a passage has several questions
+            last = question.context
+            values = (language, question.id, question.question, context, question.answers)
+            hashed.update(repr(values).encode("utf-8", "surrogatepass"))
+    return hashed.hexdigest()[:16]
 
 
 def locate(context: str, text: str, start: int) -> int:

@@ -17,7 +17,7 @@ from . import parallel
 from .answering import Predictor
 from .corpus import write_text_atomically
 from .features import window_cache
-from .machine import has_bf16
+from .machine import has_bf16, peak_memory_bytes
 from .metrics import Score, aggregate, score_all, write_predictions
 from .modeling import XStaForQuestionAnswering
 from .protocols import TestSet
@@ -106,6 +106,13 @@ def score_answers(test: TestSet, answers: Mapping[str, Mapping[str, str]]) -> Ev
     return Evaluation(metrics, scores, {language: dict(texts) for language, texts in answers.items()})
 
 
+def kept_answers(folder: Path, test: TestSet, source: str) -> dict:
+    """What :func:`evaluate_once` kept for the questions that the test set has now; empty where there is nothing."""
+    path = folder / f"{test.name}.{source}.json"
+    record = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return record if record.get("questions") == test.digest() else {}
+
+
 def evaluate_once(
     folder: Path,
     model: XStaForQuestionAnswering,
@@ -114,28 +121,43 @@ def evaluate_once(
     source: str,
     readings: Iterable[str],
     progress: bool = True,
-) -> tuple[dict[str, Evaluation], float]:
+) -> tuple[dict[str, Evaluation], dict]:
     """:func:`evaluate_readings`, unless ``folder`` holds the answers already: a stopped evaluation goes on there.
 
     The folder belongs to one trained model. Answers are kept by data set and source, once for all readings
     (``<test>.<source>.json``) and in the official form by language (``<test>.<language>.<source>.json``).
 
+    Answers to other questions than the test set has now are not used.
+
     Returns:
-        The evaluations by reading, and the seconds that answering took when it was done.
+        The evaluations by reading; and what was kept with the answers: ``seconds`` that answering took,
+        ``peak_memory_bytes`` and ``provenance`` of the process that answered.
     """
-    kept = folder / f"{test.name}.{source}.json"
-    if parallel.agreed(kept.exists()):
-        record = json.loads(kept.read_text("utf-8"))
-    else:
+    record = kept_answers(folder, test, source)
+    if not parallel.agreed(bool(record)):
         began = time.perf_counter()
         answers = answer_test(model, tokenizer, test, source, readings, progress)
-        record = {"seconds": time.perf_counter() - began, "answers": answers}
+        record = {
+            "questions": test.digest(),
+            "seconds": time.perf_counter() - began,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "provenance": provenance(),
+            "answers": answers,
+        }
         if parallel.rank() == 0:
             for language, texts in answers["calibrated"].items():
                 write_predictions(folder / f"{test.name}.{language}.{source}.json", texts)
-            write_text_atomically(kept, json.dumps(record, ensure_ascii=False))
-    found = {reading: score_answers(test, texts) for reading, texts in record["answers"].items()}
-    return found, record["seconds"]
+            write_text_atomically(folder / f"{test.name}.{source}.json", json.dumps(record, ensure_ascii=False))
+    answers = record.pop("answers")
+    return {reading: score_answers(test, texts) for reading, texts in answers.items()}, record
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; nothing without git or outside a repository."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 @cache
@@ -143,14 +165,11 @@ def provenance() -> dict:
     """Versions, machine and commit a result was measured with; asked once a process, as its code is loaded."""
     packages = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
     found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "--", "xsta_lib"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "xsta_lib")
     cuda = torch.cuda.is_available()
     return {
         "commit": commit or "unknown",
-        "clean": not changed,
+        "clean": bool(commit) and not changed,
         "versions": found,
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),

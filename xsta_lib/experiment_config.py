@@ -21,6 +21,7 @@ SETTINGS = {
 }
 # Fields that came later, with the value that changes nothing: left out of fingerprints, so older results stay valid.
 LATER_FIELDS = (("accumulation", 1), ("tokens_per_batch", 0), ("share_source", False), ("steps", 0))
+WAYS = ("share_source",)  # ways to train that are compared as systems of one setting
 FOLDER_SETTINGS = SETTINGS["compact"]  # a folder of your own files
 
 
@@ -58,6 +59,11 @@ class Experiment:
     steps: int = 0
 
     def __post_init__(self):
+        for name in ("epochs", "english_epochs", "learning_rate", "dropout"):  # 1 and 1.0 are one experiment
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
+        if self.protocol not in SETTINGS and self.place in SETTINGS:
+            raise ValueError(f"{self.protocol}: a folder called like the protocol {self.place!r}; rename it")
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; allowed: {', '.join(METHODS)}")
         if (self.without or self.switches) and self.method != "x-sta":
@@ -86,7 +92,7 @@ class Experiment:
     @property
     def place(self) -> str:
         """The folder's name under ``results`` and ``runs``: the protocol, without the path where it is a folder."""
-        return Path(self.protocol).resolve().name
+        return place_of(self.protocol)
 
     @property
     def fingerprint(self) -> str:
@@ -102,9 +108,18 @@ def _usual(protocol: str) -> dict[str, object]:
     return values | SETTINGS.get(protocol, FOLDER_SETTINGS)
 
 
+def place_of(protocol: str) -> str:
+    """The name of a protocol's folder under ``results`` and ``runs``; of a folder of your own files its last part."""
+    return Path(protocol).resolve().name
+
+
 def backbone_tag(protocol: str, backbone: str) -> str:
     """A short name of a backbone for files and headings, empty for the protocol's own."""
-    return "" if backbone == _usual(protocol)["backbone"] else Path(backbone).stem
+    if backbone == _usual(protocol)["backbone"]:
+        return ""
+    if backbone.startswith((".", "/", "~")) or backbone.count("/") > 1 or backbone.endswith(".bin"):  # a path
+        return f"{Path(backbone).name.removesuffix('.bin')}-{hashlib.sha256(backbone.encode()).hexdigest()[:6]}"
+    return backbone.replace("/", "-")
 
 
 def changed_settings(config: Mapping[str, object]) -> dict[str, object]:
@@ -118,6 +133,16 @@ def changed_settings(config: Mapping[str, object]) -> dict[str, object]:
     return {name: config[name] for name, value in usual.items() if config.get(name, value) != value}
 
 
+def setting_of(config: Mapping[str, object]) -> str:
+    """Backbone and optimisation where they are not the protocol's own, such as ``mbert, epochs=2.0``; else empty.
+
+    Results compare within one setting. Ways to train one method (``WAYS``) and switches are not part of it.
+    """
+    tag = backbone_tag(str(config["protocol"]), str(config["backbone"]))
+    changed = [f"{name}={value}" for name, value in changed_settings(config).items() if name not in WAYS]
+    return ", ".join(filter(None, (tag, *changed)))
+
+
 def experiment(protocol: str, method: str, **changes) -> Experiment:
     """An experiment with its protocol's optimisation settings; ``changes`` overrule single fields.
 
@@ -126,7 +151,10 @@ def experiment(protocol: str, method: str, **changes) -> Experiment:
     """
     if protocol not in SETTINGS and not Path(protocol).is_dir():
         raise ValueError(f"unknown protocol {protocol!r}; the protocols are {', '.join(SETTINGS)}, or a folder")
-    return Experiment(protocol, method, **{**SETTINGS.get(protocol, FOLDER_SETTINGS), **changes})
+    settings = SETTINGS.get(protocol, FOLDER_SETTINGS)
+    if "epochs" in changes and "steps" not in changes:
+        settings = settings | {"steps": 0}  # the protocol's own steps would overrule them
+    return Experiment(protocol, method, **{**settings, **changes})
 
 
 def replace_method(exp: Experiment, method: str) -> Experiment:

@@ -4,7 +4,6 @@
 of every question (no text).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +11,8 @@ from pathlib import Path
 from . import parallel
 from .evaluation import evaluate_model, evaluate_once, provenance
 from .experiment_config import DEMO_METHODS, METHODS, SETTINGS, Experiment, experiment
-from .machine import peak_memory_bytes
 from .protocols import ProtocolData, load_protocol
-from .results import RESULTS, load_results, write_result
+from .results import RESULTS, load_all_results, load_results, write_result
 from .runs import RUNS, demo_model, is_trained, load_run, run_folder, train_experiment, training_parts
 
 __all__ = [
@@ -72,40 +70,48 @@ def run_experiment(
     Under ``torchrun`` every process calls this; ``options`` as for :func:`~xsta_lib.runs.train_experiment`.
     """
     parallel.start()
-    origin = provenance()  # of the code as it was loaded
+    provenance()  # looked up once, of the code as it was loaded
     with parallel.main_first():
         data = data or load_protocol(exp.protocol)
     model, tokenizer, training = train_experiment(exp, data, progress, options)
     beside = next((test.source_name for test in data.tests if test.source), "none")
-    written = []
+    records = []
     for source in dict.fromkeys((beside, "none")) if exp.model_config().reads_pairs else ("none",):
-        evaluations, seconds = {}, 0.0
+        evaluations, kept = {}, []
         for test in data.tests:
             if progress and parallel.rank() == 0:
                 print(f"{exp.method}: {test.name}, source {source}")
             found = source if test.source else "none"  # a set without English is read alone, and once
             readings = ("calibrated", "target", "teacher") if found != "none" else ("calibrated",)
             answers = run_folder(exp) / "predictions"
-            evaluations[test.name], spent = evaluate_once(answers, model, tokenizer, test, found, readings, progress)
-            seconds += spent
+            evaluations[test.name], record = evaluate_once(answers, model, tokenizer, test, found, readings, progress)
+            kept.append(record)
         record = describe(exp, source) | {
             "seconds": training.seconds,
-            "evaluation_seconds": seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "evaluation_seconds": sum(part["seconds"] for part in kept),
+            "peak_memory_bytes": max([training.peak_memory_bytes, *(part["peak_memory_bytes"] for part in kept)]),
             "best_step": training.best_step,
             "validation_f1": training.best_score,
             "log": training.log,
-            "provenance": origin,
+            "reading": [str(report) for report in data.reports],
+            "provenance": training.provenance,
+            "evaluation_provenance": kept[-1]["provenance"] if kept else {},
         }
-        path = result_path(exp, source, results)
-        written.append(write_result(path, record, evaluations) if parallel.rank() == 0 else path)
+        records.append((result_path(exp, source, results), record, evaluations))
+    # together at the end: a run with one of its results would count as measured
+    written = [write_result(*found) if parallel.rank() == 0 else found[0] for found in records]
     parallel.wait()
     return written
 
 
 def load_or_run(exp: Experiment, progress: bool = True) -> list[dict]:
     """The results of an experiment: read if its fingerprint is among the committed ones, else measured now."""
-    found = [result for result in load_results(exp.place) if result["fingerprint"] == exp.fingerprint]
-    if not found:
-        found = [json.loads(path.read_text("utf-8")) for path in run_experiment(exp, progress=progress)]
-    return found
+
+    def found() -> list[dict]:
+        return [result for result in load_all_results(exp.place) if result["fingerprint"] == exp.fingerprint]
+
+    results = found()
+    if not results:
+        run_experiment(exp, progress=progress)
+        results = found()
+    return results

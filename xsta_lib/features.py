@@ -236,6 +236,8 @@ def build_windows(
     """
     spec = spec or WindowSpec()
     segments = "token_type_ids" in tokenizer.model_input_names
+    if not questions:  # the map of nothing has no columns
+        return Windows(Dataset.from_dict({name: [] for name in COLUMNS}, features=COLUMNS), questions, texts, segments)
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     folder = Path(cache) / fingerprint(questions, tokenizer, spec) if cache else None
     if folder and folder.is_dir():

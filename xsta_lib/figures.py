@@ -13,13 +13,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .corpus import Question
+from .experiment_config import backbone_tag, place_of, setting_of
 from .inspection import attention_maps, read_cases, read_inspection
 from .marking import DPI, case_picture
 from .model_figures import attention_heatmaps, tsne_scatter
-from .results import RESULTS, ROOT, load_results
+from .results import RESULTS, ROOT, load_all_results
 from .tables import (
     average_with_interval,
     changes,
+    file_label,
     four_systems,
     metrics_frame,
     protocol_label,
@@ -95,7 +97,7 @@ def sweep_frame(results: Sequence[dict], switch: str, default: float) -> pd.Data
     ``held-out validation``, the score that chose the weights, where the run was validated.
 
     Args:
-        results: of one protocol and backbone.
+        results: of one protocol and setting.
         switch: ``gamma`` or ``sharing_layer``.
         default: its value in the full method, whose result has no switch.
     """
@@ -231,31 +233,36 @@ def inspection_figures(protocol: str, folder: Path = RESULTS, backbone: str | No
 def write_figures(protocol: str, folder: Path = RESULTS) -> list[Path]:
     """Write the figures of a protocol's results (those in ``folder``) into ``figures/``, and its tables beside them.
 
-    Figures 7 and 8 come once their grids were measured, Figures 4 to 6 once models were inspected. Backbones other than
-    the protocol's own have figures and tables of their own.
+    Figures 7 and 8 come once their grids were measured, Figures 4 to 6 once models were inspected. Every setting
+    (backbone, optimisation) other than the protocol's own has figures and tables of its own.
 
     Raises:
         FileNotFoundError: the protocol has no results yet.
     """
-    results = load_results(protocol, folder)
-    if not results:
-        raise FileNotFoundError(f"{folder / protocol}: no results yet; run 'xsta train --protocol {protocol}' first")
+    groups: dict[str, list[dict]] = {}
+    for result in load_all_results(protocol, folder):
+        groups.setdefault(file_label(result), []).append(result)
+    if not groups:
+        place = folder / place_of(protocol)
+        raise FileNotFoundError(f"{place}: no results yet; run 'xsta train --protocol {protocol}' first")
     written = []
-    for backbone in sorted({result["backbone"] for result in results}):
-        part = [result for result in results if result["backbone"] == backbone]
-        label = protocol_label(part[0])
-        figures = _result_figures(part, label) | inspection_figures(protocol, folder, backbone)
-        names = {name: f"{name}-{label.replace(', ', '-')}.png" for name in figures}
-        written += [save(figure, FIGURES / names[name]) for name, figure in figures.items()]
-        written += write_tables(part, protocol, folder)
+    for label, results in groups.items():
+        drawn = _result_figures(results, protocol_label(results[0]))
+        backbone = results[0]["backbone"]
+        if setting_of(results[0]["config"]) == backbone_tag(protocol, backbone):  # the runs that are inspected
+            drawn |= inspection_figures(protocol, folder, backbone)
+        written += [save(figure, FIGURES / f"{name}-{label}.png") for name, figure in drawn.items()]
+        written += write_tables(results, protocol, folder)
     return written
 
 
 def _result_figures(results: Sequence[dict], label: str) -> dict[str, Figure]:
-    """Figures 3, 7 and 8 and the languages' bars of one backbone's results, by file name."""
+    """Figures 3, 7 and 8 and the languages' bars of the results of one setting, by file name."""
     frame = metrics_frame(results)
     dataset = frame["dataset"].iloc[0]
-    figures = {"figure3": source_target_bars(frame, dataset), "languages": language_bars(frame, dataset)}
+    figures = {}
+    if len(four_systems(frame)):
+        figures = {"figure3": source_target_bars(frame, dataset), "languages": language_bars(frame, dataset)}
     gamma, layers = sweep_frame(results, "gamma", 0.1), sweep_frame(results, "sharing_layer", 8)
     if len(gamma) > 1:
         figures["figure7"] = gamma_curve(gamma, *sweep_columns(gamma, dataset), label)

@@ -17,8 +17,8 @@ import pandas as pd
 from .answering import Predictor
 from .cases import Case, find_cases
 from .corpus import write_text_atomically
-from .evaluation import evaluate_once, provenance
-from .experiment_config import Experiment, backbone_tag, experiment
+from .evaluation import evaluate_once, kept_answers, provenance
+from .experiment_config import Experiment, backbone_tag, experiment, place_of
 from .explaining import (
     attention_entropy,
     cosines,
@@ -49,7 +49,7 @@ WITHOUT_TOKENS = ("alignment_token",)
 def inspection_path(figure: int, protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> Path:
     """Where a figure's numbers lie, by default those of the protocol's own backbone."""
     tag = backbone_tag(protocol, backbone) if backbone else ""
-    return folder / protocol / (f"inspection-{tag}" if tag else "inspection") / f"figure{figure}.json"
+    return folder / place_of(protocol) / (f"inspection-{tag}" if tag else "inspection") / f"figure{figure}.json"
 
 
 def read_inspection(figure: int, protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> dict | None:
@@ -89,7 +89,16 @@ def inspect_attention(full: Experiment, without: Experiment, test: TestSet) -> d
         "source_question": english[chosen[most].id].question,
         "questions": len(chosen),
         "mean_entropy_nats": {name: float(values.mean()) for name, values in entropies.items()},
-        "maps": {name: frame.astype(float).round(5).to_dict("split") for name, frame in maps.items()},
+        "maps": {name: _split(frame) for name, frame in maps.items()},
+    }
+
+
+def _split(frame: pd.DataFrame) -> dict:
+    """The frame as ``to_dict("split")`` gives it; columns may repeat, as tokens do, which that function warns about."""
+    return {
+        "index": list(frame.index),
+        "columns": list(frame.columns),
+        "data": frame.astype(float).round(5).to_numpy().tolist(),
     }
 
 
@@ -114,11 +123,10 @@ def inspect_cases(exp: Experiment, test: TestSet) -> dict:
 
     Of texts that are not this project's own, only the first language that has a case is kept.
     """
-    answers = run_folder(exp) / "predictions" / f"{test.name}.{test.source_name}.json"
-    if not answers.exists():
-        model, tokenizer = load_run(exp)
-        evaluate_once(answers.parent, model, tokenizer, test, test.source_name, ("calibrated", "target", "teacher"))
-    found = find_cases(test, json.loads(answers.read_text("utf-8"))["answers"], _languages(test))
+    kept = run_folder(exp) / "predictions", test, test.source_name
+    if not kept_answers(*kept):
+        evaluate_once(kept[0], *load_run(exp), *kept[1:], ("calibrated", "target", "teacher"))
+    found = find_cases(test, kept_answers(*kept)["answers"], _languages(test))
     if test.name != OWN:
         found = [case for case in found if case.language == found[0].language]
     return {"note": TEXTS[test.name][0], "cases": [case.to_dict() for case in found]}

@@ -3,9 +3,12 @@
 import ctypes
 import gc
 import resource
+import signal
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -31,6 +34,31 @@ def release_memory() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def interrupted_once(processes: int = 1) -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event, so that a loop can end where it is whole; a second one breaks off as usual.
+
+    Only in the main thread and where Ctrl-C is not ignored. Several ``processes`` would end at different places, so
+    there, too, nothing changes.
+    """
+    asked, before = threading.Event(), signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or processes > 1 or before in (None, signal.SIG_IGN):
+        yield asked
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        asked.set()
+        print("\nstopping after this step; Ctrl-C again breaks off at once", flush=True)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

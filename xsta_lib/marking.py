@@ -143,8 +143,11 @@ def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
     left, right = (_Column(axes, x, half, top, 9) for x in (0.02 * width, 0.51 * width))
     source, target = case.source, case.target
     left.text(source.question, "en", weight="bold")
-    gold = source.answers[0]
-    spans = [("gold", (gold.start, gold.end)), ("calibrated", locate(source.context, case.source_answer, gold.start))]
+    spans = []
+    if source.answers:  # translated English has none
+        gold = source.answers[0]
+        given = locate(source.context, case.source_answer, gold.start)
+        spans = [("gold", (gold.start, gold.end)), ("calibrated", given)]
     left.text(source.context, "en", spans)
     right.text(target.question, case.language, weight="bold")
     gold = target.answers[0]
@@ -157,8 +160,9 @@ def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
         answer = _Column(axes, right.left + 0.4 * half, 0.6 * half, low, 9)
         answer.text(case.answers[name] or "(none)", case.language)
         low = answer.y
-    answer = _Column(axes, left.left, half, max(left.y, right.y) + left.em, 9)
-    answer.text(f"answer to the source: {case.source_answer or '(none)'}", "en")
+    if source.answers:
+        answer = _Column(axes, left.left, half, max(left.y, right.y) + left.em, 9)
+        answer.text(f"answer to the source: {case.source_answer or '(none)'}", "en")
     return low
 
 

@@ -6,12 +6,18 @@ that the loss over all ranks is the one process's loss on the whole batch (see :
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
-from torch import Tensor
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+
+from .machine import has_bf16
+from .training_config import TrainingConfig
 
 _alone = False
 
@@ -120,7 +126,47 @@ def gather_rows(*tensors: Tensor) -> tuple[int, list[Tensor]]:
 
 def start() -> None:
     """Join the other processes, if ``torchrun`` started this one; call it before anything else here."""
-    PartialState(cpu=not torch.accelerator.is_available())  # without it, CPU processes would not be joined
+    # without cpu, CPU processes would not be joined; rank 0 may prepare data for long while the others wait
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(hours=4))
+
+
+def make_accelerator(config: TrainingConfig, folder: Path | None) -> Accelerator:
+    """The process's accelerator: devices, precision, processes, tracker.
+
+    Raises:
+        ValueError: the tracker is unknown or not installed.
+    """
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if has_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
+    mixed = "no" if precision == "fp32" else precision
+    known = AcceleratorState._shared_state.get("_mixed_precision")
+    if known not in (None, mixed):  # accelerate keeps one precision a process unless told to forget it
+        AcceleratorState._reset_state()
+    # English steps leave the teacher unused; the statistics are the same on all ranks already.
+    handler = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    accelerator = Accelerator(
+        mixed_precision=mixed,
+        cpu=not torch.accelerator.is_available(),  # without it, CPU processes would not be joined
+        kwargs_handlers=[handler],
+        log_with=config.tracker or None,
+        project_dir=folder,
+    )
+    if config.tracker and not accelerator.log_with:
+        raise ValueError(f"tracker {config.tracker!r} is not installed; install its package or leave tracker empty")
+    return accelerator
+
+
+def device() -> torch.device:
+    """Where this process computes."""
+    start()
+    return PartialState().device
+
+
+def same_buffers(module: nn.Module) -> None:
+    """Give all ranks rank 0's buffers."""
+    for buffer in module.buffers() if world_size() > 1 else ():
+        dist.broadcast(buffer, 0)
 
 
 def agreed(value: bool) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import layouts
 from .corpora import LazyLanguages, Library
-from .corpus import CorpusError, Question, Report
+from .corpus import CorpusError, Question, Report, digest_questions
 from .download import data_folder
 from .layouts import MLQA_LANGUAGES, TYDIQA_LANGUAGES, XQUAD_LANGUAGES
 
@@ -54,6 +54,11 @@ class TestSet:
         """The English questions that stand beside a language's; none where there are none."""
         return (self.source.get(language) if isinstance(self.source, dict) else self.source) or []
 
+    def digest(self) -> str:
+        """A key of all that is read and scored, which says whether kept answers belong to these questions."""
+        sources = self.source if isinstance(self.source, dict) else {"": self.source or []}
+        return digest_questions(self.questions | {f"source {name}": part for name, part in sources.items()})
+
     def share(self, rank: int, world: int) -> "TestSet":
         """The questions that one of ``world`` processes answers; those of one id stay together, with their source."""
         if world == 1:
@@ -93,6 +98,11 @@ class ProtocolData:
     tests: list[TestSet]
     library: Library = field(default_factory=lambda: Library(data_folder()))
     back_translated: Mapping[str, list[Question]] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """A key of the training questions, of those languages that are in memory (published files are checksummed)."""
+        loaded = dict(self.parallel) if isinstance(self.parallel, dict) else {}
+        return digest_questions({"": self.train, "source": self.parallel_source, **loaded})
 
     @property
     def reports(self) -> list[Report]:

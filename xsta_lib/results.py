@@ -8,6 +8,7 @@ import pandas as pd
 
 from .corpus import write_text_atomically
 from .evaluation import ROOT, Evaluation
+from .experiment_config import backbone_tag, place_of, setting_of
 
 RESULTS = ROOT / "results"
 
@@ -16,10 +17,12 @@ def write_result(path: Path, record: dict, evaluations: Mapping[str, Mapping[str
     """Write one result and its scores, atomically; returns the path.
 
     Args:
-        path: the JSON file.
+        path: the JSON file; if another experiment's result lies there, the fingerprint is added to the name.
         record: what was run, on what, how long; ``metrics`` and ``readings`` are added.
         evaluations: by test set and reading; the first reading of a test set is its result.
     """
+    if path.exists() and json.loads(path.read_text("utf-8")).get("fingerprint") != record.get("fingerprint"):
+        path = path.with_name(f"{path.stem}_{record['fingerprint']}.json")
     metrics, readings, rows = {}, {}, []
     for dataset, by_reading in evaluations.items():
         for reading, evaluation in by_reading.items():
@@ -29,11 +32,12 @@ def write_result(path: Path, record: dict, evaluations: Mapping[str, Mapping[str
         for language, scores in main.scores.items():
             rows += [(dataset, language, key, 100 * s.f1, 100 * s.em) for key, s in scores.items()]
     full = {**record, "metrics": metrics, "readings": readings if len(readings) > 1 else {}}
-    write_text_atomically(path, json.dumps(full, indent=1, ensure_ascii=False) + "\n")
     frame = pd.DataFrame(rows, columns=["dataset", "language", "id", "f1", "em"])
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.scores.part")
     frame.astype({"f1": "float32", "em": "float32"}).to_parquet(temporary, index=False, compression="zstd")
-    temporary.replace(scores_path(path))
+    temporary.replace(scores_path(path))  # first, so that no result is without its scores
+    write_text_atomically(path, json.dumps(full, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
@@ -42,13 +46,18 @@ def scores_path(result: Path) -> Path:
     return result.with_name(f"{result.stem}.scores.parquet")
 
 
-def load_results(protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> list[dict]:
-    """A protocol's results, or those of one backbone; ``scores`` is the path of the per-question scores beside each."""
-    found = [
+def load_all_results(protocol: str, folder: Path = RESULTS) -> list[dict]:
+    """Every result of a protocol; ``scores`` is the path of the per-question scores beside each."""
+    return [
         {**json.loads(path.read_text("utf-8")), "scores": str(scores_path(path))}
-        for path in sorted((folder / protocol).glob("*.json"))
+        for path in sorted((folder / place_of(protocol)).glob("*.json"))
     ]
-    return [result for result in found if backbone in (None, result["backbone"])]
+
+
+def load_results(protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> list[dict]:
+    """Results that compare: of one backbone (by default the protocol's own), trained with the protocol's settings."""
+    setting = backbone_tag(protocol, backbone) if backbone else ""
+    return [result for result in load_all_results(protocol, folder) if setting_of(result["config"]) == setting]
 
 
 def load_scores(file: str | Path, dataset: str) -> pd.DataFrame:

@@ -14,10 +14,10 @@ from . import live, parallel
 from .batching import Part
 from .checkpoints import replace_folder
 from .corpus import CorpusError, write_text_atomically
-from .evaluation import ROOT, evaluate_model
+from .evaluation import ROOT, evaluate_model, provenance
 from .experiment_config import Experiment, experiment, replace_method
 from .features import build_windows, pair_windows, window_cache
-from .machine import release_memory
+from .machine import peak_memory_bytes, release_memory
 from .modeling import XStaForQuestionAnswering
 from .protocols import ProtocolData, load_protocol
 from .training import Trainer
@@ -44,6 +44,8 @@ def training_parts(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTok
         source = build_windows(data.parallel_source, tokenizer, cache=cache, texts=False)
     for language in data.parallel:  # not items(): the texts of one language at a time
         target = build_windows(data.parallel[language], tokenizer, cache=cache, texts=False)
+        if not len(target):
+            continue
         if exp.method == "trans-train":
             parts.append(Part(language, target))
             continue
@@ -66,7 +68,7 @@ def step_count(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTokeniz
 def english_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
     """Weights after ``english_epochs`` on the source language alone, trained once for all methods."""
     start = replace_method(exp, "zero-shot")
-    folder = RUNS / exp.place / f"english_{start.fingerprint}"
+    folder = RUNS / exp.place / f"english_{start.fingerprint}_{data.digest()[:8]}"
     weights = folder / "model.safetensors"
     if not parallel.agreed(weights.exists()):
         model, tokenizer = _new_model(start, data)
@@ -129,10 +131,19 @@ def train_experiment(
 
     Returns:
         ``(model, tokenizer, result)``; the model's folder is ``runs/<protocol>/<name>_<fingerprint>/model``.
+
+    Raises:
+        ValueError: the model there was trained on other questions than the protocol has now.
     """
     folder = run_folder(exp)
+    digest = data.digest()
     if parallel.agreed(is_trained(exp)):
-        return (*load_run(exp), TrainingResult(**json.loads((folder / "training.json").read_text("utf-8"))))
+        result = TrainingResult(**json.loads((folder / "training.json").read_text("utf-8")))
+        if result.data != digest:
+            raise ValueError(
+                f"{folder}: trained on other questions than {exp.protocol} has now; delete it to train anew"
+            )
+        return (*load_run(exp), result)
     if parallel.rank() == 0:
         shutil.rmtree(folder / "predictions", ignore_errors=True)  # of another model, if any
     model, tokenizer = _new_model(exp, data)
@@ -151,9 +162,10 @@ def train_experiment(
     if on_log is None and progress and live.in_notebook():
         on_log = live.live_curve()
     pad = tokenizer.pad_token_id
-    trainer = Trainer(model, parts, config, pad, folder, evaluate, run=exp.fingerprint, on_log=on_log)
+    trainer = Trainer(model, parts, config, pad, folder, evaluate, run=f"{exp.fingerprint} {digest}", on_log=on_log)
     _say(progress, f"{exp.method} ({exp.protocol}): {len(trainer.rows)} rows, {config.steps} steps of {exp.batch_size}")
     result = trainer.train(progress)
+    result.data, result.peak_memory_bytes, result.provenance = digest, peak_memory_bytes(), provenance()
     if parallel.rank() == 0:
         _keep_run(exp, model, tokenizer, result, config.steps)
     parallel.wait()
@@ -176,7 +188,7 @@ def run_folder(exp: Experiment) -> Path:
 
 
 def load_run(exp: Experiment):
-    """``(model, tokenizer)`` of an experiment trained before on this machine.
+    """``(model, tokenizer)`` of an experiment trained before on this machine, the model on its device.
 
     Raises:
         FileNotFoundError: it was not.
@@ -185,7 +197,8 @@ def load_run(exp: Experiment):
     if not is_trained(exp):
         command = f"xsta train --protocol {exp.protocol} --method {exp.method}"
         raise FileNotFoundError(f"{folder}: not trained on this machine yet; run '{command}' first")
-    return XStaForQuestionAnswering.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model = XStaForQuestionAnswering.from_pretrained(folder).to(parallel.device())
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def is_trained(exp: Experiment) -> bool:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, t
+from scipy.stats import t
 
 
 def by_question(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -24,16 +24,26 @@ def average_interval(scores: pd.DataFrame, metric: str = "f1", seed: int = 0) ->
         seed: of the 1,000 resamples.
     """
     table = by_question(scores, metric)
-    value = float(table.mean().mean())
-    if table.isna().any().any():  # not parallel: every language is resampled on its own
-        parts = tuple(table[language].dropna().to_numpy() for language in table)
-        found = bootstrap(
-            parts, lambda *x, axis: np.mean([part.mean(axis=axis) for part in x], axis=0), n_resamples=1000, rng=seed,
-            method="percentile", vectorized=True,
-        )  # fmt: skip
-    else:
-        found = bootstrap((table.mean(axis=1).to_numpy(),), np.mean, n_resamples=1000, rng=seed, method="percentile")
-    return value, float(found.confidence_interval.low), float(found.confidence_interval.high)
+    low, high = np.percentile(resampled_means(table, 1000, seed), [2.5, 97.5])
+    return float(table.mean().mean()), float(low), float(high)
+
+
+def resampled_means(table: pd.DataFrame, resamples: int, seed: int) -> np.ndarray:
+    """The unweighted mean over languages, drawn again and again from resampled questions.
+
+    Args:
+        table: of :func:`by_question`; the scores of one id stay together.
+        resamples: how often.
+        seed: of the resampling.
+    """
+    present, values = table.notna().to_numpy(float), table.fillna(0).to_numpy()
+    rng, drawn, n = np.random.default_rng(seed), [], len(table)
+    for low in range(0, resamples, 500):  # some at a time: all counts at once would take gigabytes
+        size = min(500, resamples - low)
+        chosen = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        counts = np.bincount(chosen.ravel(), minlength=size * n).reshape(size, n).astype(float)
+        drawn.append((counts @ values / np.maximum(counts @ present, 1)).mean(axis=1))
+    return np.concatenate(drawn)
 
 
 def seed_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -64,8 +74,8 @@ def paired_bootstrap(
 ) -> Difference:
     """Whether one system is better than another on the same questions (Koehn, 2004, over mean scores).
 
-    The difference of the unweighted means over languages is drawn again and again from resampled questions: by id in
-    all languages together where the data set is parallel, else in each language on its own.
+    The difference of the unweighted means over languages is drawn again and again from resampled questions, by id in
+    all languages together.
 
     Args:
         first, second: rows ``language, id, f1, em`` of each system, in percent.
@@ -81,16 +91,8 @@ def paired_bootstrap(
     same = tables[0].index.equals(tables[1].index) and list(tables[0]) == list(tables[1])
     if not same or not (tables[0].isna() == tables[1].isna()).all().all():
         raise ValueError("the two systems did not answer the same questions; compare results of one protocol")
-    table, rng = tables[0] - tables[1], np.random.default_rng(seed)
-    if table.isna().any().any():
-        parts = [table[language].dropna().to_numpy() for language in table]
-    else:
-        parts = [table.mean(axis=1).to_numpy()]
-    drawn = np.zeros(resamples)
-    for part in parts:
-        for low in range(0, resamples, 500):  # some at a time: a whole matrix of indices would take gigabytes
-            chosen = rng.integers(len(part), size=(min(500, resamples - low), len(part)))
-            drawn[low : low + 500] += part[chosen].mean(axis=1) / len(parts)
+    table = tables[0] - tables[1]
+    drawn = resampled_means(table, resamples, seed)
     below, above = (drawn <= 0).sum(), (drawn >= 0).sum()
     p = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
     return Difference(float(table.mean().mean()), *map(float, np.percentile(drawn, [2.5, 97.5])), float(p))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .corpus import write_text_atomically
-from .experiment_config import backbone_tag, changed_settings
+from .experiment_config import WAYS, changed_settings, place_of, setting_of
 from .results import RESULTS, ROOT, load_scores
 from .significance import average_interval, paired_bootstrap, seed_interval
 
@@ -32,15 +32,19 @@ Block = tuple[str, pd.DataFrame]
 
 
 def changes(result: dict) -> dict[str, object]:
-    """What a result's run was given beside the protocol's settings: switches of the model, and ways to train."""
-    config = result["config"]
-    return dict(map(tuple, config.get("switches", []))) | changed_settings(config)
+    """What a result's run was given beside its setting: switches of the model, and ways to train."""
+    ways = {name: value for name, value in changed_settings(result["config"]).items() if name in WAYS}
+    return dict(map(tuple, result["config"].get("switches", []))) | ways
 
 
 def protocol_label(result: dict) -> str:
-    """The protocol's name for headings, with the backbone where it is not the protocol's own."""
-    tag = backbone_tag(result["config"]["protocol"], result["backbone"])
-    return ", ".join(filter(None, (result["protocol"], tag)))
+    """The protocol's name for headings, with the setting where it is not the protocol's own."""
+    return ", ".join(filter(None, (result["protocol"], setting_of(result["config"]))))
+
+
+def file_label(result: dict) -> str:
+    """:func:`protocol_label` for file names."""
+    return protocol_label(result).replace(", ", "-").replace("=", "-").replace("/", "-")
 
 
 def system_name(result: dict) -> str:
@@ -54,11 +58,11 @@ def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
     """Results as tidy rows: ``system, dataset, language, f1, em, n, seed, source, protocol, scores``.
 
     Raises:
-        ValueError: the results are of several protocols or backbones, which compare with nothing.
+        ValueError: the results are of several protocols, backbones or settings, which do not compare.
     """
     labels = {protocol_label(result) for result in results}
     if len(labels) > 1:
-        raise ValueError(f"results of {' and '.join(sorted(labels))}: take one, load_results(protocol, backbone=...)")
+        raise ValueError(f"results of {' and '.join(sorted(labels))}: take one, as load_results does")
     rows = [
         {
             "system": system_name(result),
@@ -120,7 +124,7 @@ def results_table(frame: pd.DataFrame, dataset: str) -> str:
 
 
 def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", source: str | None = "en") -> Block:
-    """Paired comparison of one system with each other one: F1 points, 95 % interval, p; first seed, over the targets.
+    """Paired comparison of one system with the others that have its first seed: F1 points, 95 % interval, p.
 
     Args:
         frame: see :func:`metrics_frame`.
@@ -129,7 +133,8 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", 
         source: the language left out; ``None`` compares all.
     """
     part = four_systems(frame[frame["dataset"] == dataset])
-    first = part[part["seed"] == part["seed"].min()].drop_duplicates("system").set_index("system")["scores"]
+    seed = part.loc[part["system"] == against, "seed"].min()
+    first = part[part["seed"] == seed].drop_duplicates("system").set_index("system")["scores"]
     own, lines = load_scores(first[against], dataset), {}
     for name in [name for name in systems(part) if name in first and name != against]:
         found = paired_bootstrap(own, load_scores(first[name], dataset), without=[source] if source else [])
@@ -220,14 +225,13 @@ def latex(block: Block, label: str) -> str:
 def write_tables(results: Sequence[dict], protocol: str, folder: Path = RESULTS) -> list[Path]:
     """Write a protocol's tables, measured beside the paper's: ``tables.md`` and ``tables.tex`` in its folder.
 
-    The results are of one backbone; the files of one that is not the protocol's own are called ``tables-<backbone>``.
+    The results are of one setting; files of one that is not the protocol's own have its name, ``tables-mbert.md``.
     """
     frame, label = metrics_frame(results), protocol_label(results[0])
-    tag = backbone_tag(results[0]["config"]["protocol"], results[0]["backbone"])
-    name = f"tables-{tag}" if tag else "tables"
+    name = file_label(results[0]).replace(results[0]["protocol"], "tables", 1)
     titles = {n: f"Table {n}: {task}" for n, (task, _) in TABLES.items()} | {4: "Table 4: ablations"}
     blocks = {n: table_blocks(n, frame) for n in TABLES} | {4: table4_blocks(results)}
-    own = [d for d in dict.fromkeys(frame["dataset"]) if d not in {name for _, name in TABLES.values()}]
+    own = [d for d in dict.fromkeys(four_systems(frame)["dataset"]) if d not in {name for _, name in TABLES.values()}]
     text = [f"# Protocol {label}: tables", *(f"## {d}\n\n{results_table(four_systems(frame), d)}" for d in own)]
     tex = ["% needs \\usepackage{booktabs}"]
     tex += [latex(results_block(four_systems(frame), dataset), f"tab:{protocol}-{dataset}") for dataset in own]
@@ -235,7 +239,7 @@ def write_tables(results: Sequence[dict], protocol: str, folder: Path = RESULTS)
         text.append(f"## {titles[number]}")
         text += [f"{heading}:\n\n{markdown(table)}" for heading, table in found]
         tex += [latex(block, f"tab:{protocol}-{number}-{place}") for place, block in enumerate(found)]
-    paths = [folder / protocol / f"{name}.{kind}" for kind in ("md", "tex")]
+    paths = [folder / place_of(protocol) / f"{name}.{kind}" for kind in ("md", "tex")]
     write_text_atomically(paths[0], "\n\n".join(text) + "\n")
     write_text_atomically(paths[1], "\n".join(tex) + "\n")
     return paths

@@ -2,17 +2,16 @@
 
 import json
 import math
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
@@ -22,7 +21,7 @@ from . import parallel
 from .baselines import gold_probability
 from .batching import Part, Row, collate, collate_shared, endless_batches, rows_of
 from .checkpoints import load_checkpoint, model_tensors, newest_checkpoint, random_state, save_checkpoint
-from .machine import has_bf16, is_out_of_memory, to_device
+from .machine import interrupted_once, is_out_of_memory, to_device
 from .passes import clear_gradients, tune_passes
 from .reporting import RunLog, means
 from .training_config import TrainingConfig, TrainingError, TrainingResult
@@ -37,33 +36,6 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
-def make_accelerator(config: TrainingConfig, folder: Path | None) -> Accelerator:
-    """The process's accelerator: devices, precision, processes, tracker.
-
-    Raises:
-        ValueError: the tracker is unknown or not installed.
-    """
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if has_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
-    mixed = "no" if precision == "fp32" else precision
-    known = AcceleratorState._shared_state.get("_mixed_precision")
-    if known not in (None, mixed):  # accelerate keeps one precision a process unless told to forget it
-        AcceleratorState._reset_state()
-    # English steps leave the teacher unused; the statistics are the same on all ranks already.
-    handler = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    accelerator = Accelerator(
-        mixed_precision=mixed,
-        cpu=not torch.accelerator.is_available(),  # without it, CPU processes would not be joined
-        kwargs_handlers=[handler],
-        log_with=config.tracker or None,
-        project_dir=folder,
-    )
-    if config.tracker and not accelerator.log_with:
-        raise ValueError(f"tracker {config.tracker!r} is not installed; install its package or leave tracker empty")
-    return accelerator
 
 
 class Trainer:
@@ -100,7 +72,7 @@ class Trainer:
         on_log: Callable[[Sequence[dict]], None] | None = None,
     ):
         self.folder = Path(folder) if folder else None
-        self.accelerator = make_accelerator(config, self.folder)
+        self.accelerator = parallel.make_accelerator(config, self.folder)
         if config.share_source and parallel.world_size() > 1:
             raise ValueError("share_source works in one process; leave it off under torchrun")
         self.parts, self.config, self.pad_id, self.evaluate = parts, config, pad_id, evaluate
@@ -109,7 +81,7 @@ class Trainer:
         self.on_log, self.plain_model = on_log, model
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        tune_passes(model, self.accelerator.device, self.accelerator.mixed_precision == "bf16")
+        self._tune()
         if config.compile:
             model.compile(dynamic=True)
         model, optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
@@ -119,6 +91,9 @@ class Trainer:
         )
         self.step = 0
         self.result = TrainingResult()
+
+    def _tune(self) -> None:
+        tune_passes(self.plain_model, self.accelerator.device, self.accelerator.mixed_precision == "bf16")
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -179,6 +154,8 @@ class Trainer:
         with syncing, parallel.alone() if few else nullcontext():
             output = self.model(**self._inputs(mine, back))
             self.accelerator.backward(output.loss * (share * world))  # gradients are averaged over ranks
+        if few:  # every rank had its own dropout, and so its own statistics
+            parallel.same_buffers(self.plain_model)
         values = {"loss": output.loss.detach(), **output.losses}
         if output.teacher_mass is not None:
             values["teacher_mass"] = output.teacher_mass.detach().mean()
@@ -214,7 +191,8 @@ class Trainer:
     def train(self, progress: bool = True, resume: bool = True) -> TrainingResult:
         """Run all steps, from the newest checkpoint if there is one.
 
-        Ctrl-C saves a checkpoint first (if there is a folder) and says how to go on.
+        Ctrl-C ends the step (and the evaluation that is due after it), saves a checkpoint if there is a folder, and
+        says how to go on; a second one breaks off at once, and the last checkpoint counts.
         """
         torch.manual_seed(self.config.seed + parallel.rank())
         clear_gradients(self.plain_model, self.optimizer)
@@ -226,21 +204,11 @@ class Trainer:
         options = {"tokens": self.config.tokens_per_batch, "share_source": self.config.share_source}
         batches = endless_batches(self.parts, self.rows, self.config.batch_size, self.config.seed, self.step, **options)
         bar = tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step", disable=not self.log.show)
-        began, before = time.perf_counter(), self.result.seconds
-        window: list[dict] = []
         try:
-            while self.step < self.config.steps:
-                epoch, batch = next(batches)
-                window.append(self.train_step(batch))
-                bar.set_postfix(loss=f"{window[-1]['loss']:.3f}", refresh=False)
-                bar.update()
-                self.result.seconds = before + time.perf_counter() - began
-                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-                    self._log(window, epoch)
-                    window = []
-                self._evaluate_and_save()
+            with interrupted_once(parallel.world_size()) as interrupted:
+                self._run(batches, bar, interrupted)
         except KeyboardInterrupt:
-            self._interrupted()
+            self._say_how_to_go_on()
             raise
         finally:
             bar.close()
@@ -250,17 +218,32 @@ class Trainer:
         self._load_best()
         return self.result
 
+    def _run(self, batches: Iterator, bar: tqdm, interrupted: threading.Event) -> None:
+        began, before = time.perf_counter(), self.result.seconds
+        window: list[dict] = []
+        while self.step < self.config.steps:
+            epoch, batch = next(batches)
+            window.append(self.train_step(batch))
+            bar.set_postfix(loss=f"{window[-1]['loss']:.3f}", refresh=False)
+            bar.update()
+            self.result.seconds = before + time.perf_counter() - began
+            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                self._log(window, epoch)
+                window = []
+            self._evaluate_and_save()
+            if interrupted.is_set():  # the one place where weights, statistics, random numbers and scores agree
+                if self.folder:
+                    self._save()
+                raise KeyboardInterrupt
+
     def _watchers(self, main: bool) -> tuple:
         if not self.config.tracker:
             return None, self.on_log if main else None
         self.accelerator.init_trackers("xsta", config=asdict(self.config))
         return self.accelerator.log, self.on_log if main else None
 
-    def _interrupted(self) -> None:
-        if self.folder and parallel.world_size() == 1:
-            self._save()
-            print(f"interrupted at step {self.step}; saved. Run the same command again to go on.")
-        elif self.accelerator.is_main_process:  # ranks stop at different places and cannot save together
+    def _say_how_to_go_on(self) -> None:
+        if self.accelerator.is_main_process:
             print(f"interrupted at step {self.step}. {self._saved()}; run the same command again to go on from it.")
 
     def _log(self, window: list[dict], epoch: int) -> None:
@@ -274,6 +257,7 @@ class Trainer:
     def _evaluate_and_save(self) -> None:
         if self.evaluate is not None and self._due(self.config.evaluate_every):
             score = self.evaluate()
+            self._tune()  # answering may read in another precision
             self.result.log.append({"step": self.step, "validation_f1": score})
             self.log.add(self.result.log)
             if self.result.best_score is None or score > self.result.best_score:

@@ -70,9 +70,20 @@ class TrainingConfig:
 
 @dataclass
 class TrainingResult:
-    """What a run gives back: the log's lines, seconds, the best validation score and its step."""
+    """What a run gives back.
+
+    Attributes:
+        log: its lines.
+        seconds: of training.
+        best_score, best_step: the best validation score and its step, where the run was validated.
+        data: a key of the training questions (:meth:`~xsta_lib.protocols.ProtocolData.digest`).
+        peak_memory_bytes, provenance: of the process that finished the training.
+    """
 
     log: list[dict] = field(default_factory=list)
     seconds: float = 0.0
     best_score: float | None = None
     best_step: int | None = None
+    data: str = ""
+    peak_memory_bytes: int = 0
+    provenance: dict = field(default_factory=dict)
