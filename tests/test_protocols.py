@@ -11,7 +11,8 @@ from xsta_lib import evaluation, layouts
 from xsta_lib.corpora import LazyLanguages
 from xsta_lib.corpus import Answer, CorpusError, Question, read_squad, write_squad
 from xsta_lib.download import REGISTRY
-from xsta_lib.protocols import DEMO, LOADERS, ProtocolData, TestSet, held_out_ids, load_folder, load_protocol
+from xsta_lib.protocols import DEMO, LOADERS, ProtocolData, TestSet, load_folder, load_protocol
+from xsta_lib.selection import held_out_ids
 
 
 def questions(language: str, ids: list[str], prefix: str = "") -> list[Question]:

@@ -3,7 +3,6 @@
 A result is only comparable with results of its own protocol, so its name is printed beside every number.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,10 +14,10 @@ from .corpora import LazyLanguages, Library
 from .corpus import CorpusError, Question, Report, digest_questions
 from .download import data_folder
 from .layouts import MLQA_LANGUAGES, TYDIQA_LANGUAGES, XQUAD_LANGUAGES
+from .selection import hold_out
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 SPLITS = ("train", "dev", "test")
-HELD_OUT = 0.1  # share that is kept for selection where a protocol has no validation set of its own
 MATCHED = 0.9  # share of the questions that must find the English question of their id in published translations
 SOURCES = ("translate-test", "gold")
 
@@ -102,47 +101,13 @@ class ProtocolData:
     def digest(self) -> str:
         """A key of the training questions, of those languages that are in memory (published files are checksummed)."""
         loaded = dict(self.parallel) if isinstance(self.parallel, dict) else {}
-        return digest_questions({"": self.train, "source": self.parallel_source, **loaded})
+        back = {f"back {language}": part for language, part in self.back_translated.items()}
+        return digest_questions({"": self.train, "source": self.parallel_source, **loaded, **back})
 
     @property
     def reports(self) -> list[Report]:
         """What reading did, file by file; of lazily read languages once they were read."""
         return self.library.reports
-
-
-def held_out_ids(questions: Sequence[Question], share: float = HELD_OUT) -> set[str]:
-    """Ids of whole articles, drawn by a hash of their titles until ``share`` of the questions is reached.
-
-    Where titles do not tell articles apart (one holds more than half of the questions), contexts are drawn.
-    """
-
-    def grouped(key: Callable[[Question], str]) -> dict[str, list[str]]:
-        groups: dict[str, list[str]] = {}
-        for question in questions:
-            groups.setdefault(key(question), []).append(question.id)
-        return groups
-
-    articles = grouped(lambda question: question.title)
-    if max(map(len, articles.values()), default=0) > len(questions) / 2:
-        articles = grouped(lambda question: question.context)
-    chosen: set[str] = set()
-    for title in sorted(articles, key=lambda title: hashlib.sha256(title.encode()).hexdigest()):
-        if len(chosen) >= share * len(questions):
-            break
-        chosen.update(articles[title])
-    return chosen
-
-
-def _held_out(files: Mapping[str, list[Question]]) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
-    """Training and validation questions by language; English decides for the ids that it shares with a language."""
-    english = {question.id for question in files.get("en", [])}
-    shared = held_out_ids(files.get("en", []))
-    kept, held = {}, {}
-    for language, questions in files.items():
-        own = shared | held_out_ids([q for q in questions if q.id not in english])
-        kept[language] = [q for q in questions if q.id not in own]
-        held[language] = [q for q in questions if q.id in own]
-    return kept, {language: questions for language, questions in held.items() if questions}
 
 
 def load_folder(folder: Path, name: str | None = None, rule: str | None = None) -> ProtocolData:
@@ -179,7 +144,7 @@ def load_folder(folder: Path, name: str | None = None, rule: str | None = None) 
     if train and "en" not in train:
         raise CorpusError(f"{folder}: train.en.json is missing; training needs the source language, English")
     if not dev:
-        train, dev = _held_out(train)
+        train, dev = hold_out(train)
     rule = rule or ("mlqa" if {language for _, language in found} <= set(MLQA_LANGUAGES) else "squad")
     english = train.get("en", [])
     parallel = {language: questions for language, questions in train.items() if language != "en"}
@@ -218,7 +183,7 @@ def load_compact(root: Path | None = None) -> ProtocolData:
     """
     library = Library(root or data_folder())
     dev = _mlqa(library, "dev", MATCHED)
-    kept, held = _held_out(dev)
+    kept, held = hold_out(dev)
     parallel = {language: questions for language, questions in kept.items() if language != "en"}
     english = library.read(layouts.TYDIQA_TRAIN)
     xquad = {language: library.read(layouts.xquad(language)) for language in XQUAD_LANGUAGES}

@@ -232,6 +232,8 @@ class Trainer:
                 window = []
             self._evaluate_and_save()
             if interrupted.is_set():  # the one place where weights, statistics, random numbers and scores agree
+                if window:
+                    self._log(window, epoch)
                 if self.folder:
                     self._save()
                 raise KeyboardInterrupt
