@@ -71,6 +71,14 @@ def test_differences_are_paired_over_the_targets(folder):
     assert set(table.index) == {f"x-sta against {n}" for n in ("zero-shot", "trans-train", "x-sta (target only)")}
 
 
+def test_differences_over_seeds_are_those_of_the_same_seeds(folder):
+    put(folder, 0.44, "none", method="trans-train", seed=43)
+    _, table = tables.difference_block(tables.metrics_frame(load_results("demo", folder)), "xquad")
+    # seeds 42 and 43: 5 and 7 points apart; t(0.975, 1) = 12.706
+    assert table.loc["x-sta against trans-train", "mean over seeds"] == "+6.0 (-6.7 to +18.7; 2 seeds)"
+    assert table.loc["x-sta against zero-shot", "mean over seeds"] == ""
+
+
 def test_ablations_count_a_reading_as_one(folder):
     _, table = tables.ablation_block(load_results("demo", folder))
     assert list(table.index) == ["Ours", "w/o. GDKS", "w/o. ATGC", "w/o. ATGC inference"]

@@ -126,6 +126,9 @@ def results_table(frame: pd.DataFrame, dataset: str) -> str:
 def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", source: str | None = "en") -> Block:
     """Paired comparison of one system with the others that have its first seed: F1 points, 95 % interval, p.
 
+    Where both have several seeds, a column gives the mean difference over them with Student's interval: what another
+    training run moves, which resampled questions cannot tell.
+
     Args:
         frame: see :func:`metrics_frame`.
         dataset: which.
@@ -133,6 +136,7 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", 
         source: the language left out; ``None`` compares all.
     """
     part = four_systems(frame[frame["dataset"] == dataset])
+    means = part[part["language"] != source].pivot_table(index="seed", columns="system", values="f1")
     seed = part.loc[part["system"] == against, "seed"].min()
     first = part[part["seed"] == seed].drop_duplicates("system").set_index("system")["scores"]
     own, lines = load_scores(first[against], dataset), {}
@@ -143,8 +147,13 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", 
             "95 % interval": f"{found.low:+.1f} to {found.high:+.1f}",
             "p": f"{found.p:.4f}" if found.p >= 1e-3 else "below 0.001",
         }
+        by_seed = (means[against] - means[name]).dropna()
+        if len(by_seed) > 1:
+            mean, half = seed_interval(by_seed)
+            over = f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}; {len(by_seed)} seeds)"
+            lines[f"{against} against {name}"]["mean over seeds"] = over
     left_out = f", without {source}" if source else ""
-    return f"Measured, protocol {part['protocol'].iloc[0]}: {dataset}{left_out}", pd.DataFrame(lines).T
+    return f"Measured, protocol {part['protocol'].iloc[0]}: {dataset}{left_out}", pd.DataFrame(lines).T.fillna("")
 
 
 def paper_table(number: int) -> pd.DataFrame:
