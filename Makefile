@@ -54,13 +54,13 @@ more-grids: .venv/.ready
 	for grid in methods ablations gamma layers seeds; do $(BIN)/xsta grid --name $$grid --protocol demo || exit 1; done
 	$(BIN)/xsta figures --protocol demo --inspect
 
-# The compact protocol: 150 MB of downloads (or XSTA_DATA), one to two hours a run on a CPU, minutes on a GPU.
+# The compact protocol: 150 MB of downloads (or XSTA_DATA), about an hour a run on 2 cores, minutes on a GPU.
 compact: .venv/.ready
 	$(BIN)/xsta download compact
 	for method in zero-shot trans-train x-mixup x-sta; do $(BIN)/xsta train --protocol compact --method $$method || exit 1; done
 	$(BIN)/xsta figures --protocol compact --inspect
 
-# Speed against the plain way (20 minutes on 2 cores), and what each part of the method costs (6 GiB of memory).
+# Speed against the plain way (about 15 minutes on 2 cores), and what each part of the method costs (6 GiB of memory).
 bench: .venv/.ready
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/method_cost.py
