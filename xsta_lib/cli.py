@@ -53,14 +53,14 @@ def _demo(args: argparse.Namespace) -> None:
     from .inspection import inspect_models
     from .machine import peak_memory_bytes
     from .protocols import load_protocol
-    from .tables import metrics_frame, results_table
+    from .tables import four_systems, metrics_frame, results_table
 
     results = RESULTS if args.keep else RUNS / "results"
     data = load_protocol("demo")
     for method in DEMO_METHODS:
         run_experiment(experiment("demo", method), data, results=results)
     inspect_models("demo", results)
-    frame = metrics_frame(load_results("demo", results))
+    frame = four_systems(metrics_frame(load_results("demo", results)))
     print("\n" + results_table(frame, "demo") + "\n")
     for path in write_figures("demo", results):
         print(path)
