@@ -74,7 +74,7 @@ def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") ->
     """Figure 3: F1 on the source language against the mean over the target languages, by method; means over seeds."""
     part = four_systems(frame[frame["dataset"] == dataset])
     names = systems(part)
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    figure = Figure(figsize=(2.6 + 0.85 * len(names), 3.2), layout="constrained")  # room for the numbers on the bars
     axes = figure.subplots()
     sides = {f"source ({source})": part["language"] == source, "mean of targets": part["language"] != source}
     width = 0.8 / len(names)
