@@ -107,6 +107,14 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, backbone):
         make_trainer(tmp_path, backbone, steps=3).train(progress=False)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: a job in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_in_step(trainer: Trainer, number: int, times: int = 1) -> None:
     """Send Ctrl-C in the middle of a step: behind its forward pass, which moves statistics and draws random numbers."""
     backward = trainer.accelerator.backward
@@ -119,6 +127,7 @@ def interrupt_in_step(trainer: Trainer, number: int, times: int = 1) -> None:
     trainer.accelerator.backward = interrupted
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupted_run_resumes_bit_for_bit(tmp_path, backbone, whole, capsys):
     trainer = make_trainer(tmp_path, backbone, save_every=0)
     interrupt_in_step(trainer, 4)
@@ -132,6 +141,7 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path, backbone, whole, capsys):
         assert torch.equal(value, whole[0][name]), name
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_interrupt_breaks_off_and_the_last_checkpoint_counts(tmp_path, backbone, capsys):
     trainer = make_trainer(tmp_path, backbone)
     interrupt_in_step(trainer, 4, times=2)
@@ -141,6 +151,7 @@ def test_a_second_interrupt_breaks_off_and_the_last_checkpoint_counts(tmp_path, 
     assert "again breaks off" in capsys.readouterr().out and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupt_in_the_last_step_waits_for_its_evaluation(tmp_path, backbone):
     results = []
     for place, number in (("whole", -1), ("stopped", STEPS - 1)):
