@@ -245,7 +245,10 @@ class Trainer:
         return self.accelerator.log, self.on_log if main else None
 
     def _say_how_to_go_on(self) -> None:
-        if self.accelerator.is_main_process:
+        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
+        if saved and int(saved.name.removeprefix("step-")) == self.step:
+            print(f"interrupted at step {self.step}; saved. Run the same command again to go on.")
+        elif self.accelerator.is_main_process:
             print(f"interrupted at step {self.step}. {self._saved()}; run the same command again to go on from it.")
 
     def _log(self, window: list[dict], epoch: int) -> None:
