@@ -60,7 +60,7 @@ compact: .venv/.ready
 	for method in zero-shot trans-train x-mixup x-sta; do $(BIN)/xsta train --protocol compact --method $$method || exit 1; done
 	$(BIN)/xsta figures --protocol compact --inspect
 
-# Speed against the plain way (about 15 minutes on 2 cores), and what each part of the method costs (6 GiB of memory).
+# Speed against the plain way (12 minutes on 2 cores), and what each part of the method costs (6 GiB of memory).
 bench: .venv/.ready
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/method_cost.py

@@ -36,6 +36,7 @@ class Experiment:
         switches: fields of :class:`~xsta_lib.configuration.XStaConfig` that differ from the paper, as pairs.
         backbone: see :func:`~xsta_lib.backbones.load_backbone`.
         accumulation, tokens_per_batch, share_source: see :class:`~xsta_lib.training_config.TrainingConfig`.
+        precision: of training; answers are read in bfloat16 wherever the device has it.
         epochs: passes over the rows of the pair setting; sets the optimiser steps, the same for every method.
         steps: optimiser steps, instead of ``epochs``, if not 0.
         english_epochs: epochs on the source language alone before, shared by all methods (the demo's head start).

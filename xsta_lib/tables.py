@@ -237,7 +237,7 @@ def write_tables(results: Sequence[dict], protocol: str, folder: Path = RESULTS)
     The results are of one setting; files of one that is not the protocol's own have its name, ``tables-mbert.md``.
     """
     frame, label = metrics_frame(results), protocol_label(results[0])
-    name = file_label(results[0]).replace(results[0]["protocol"], "tables", 1)
+    name = f"tables{file_label(results[0]).removeprefix(results[0]['protocol'])}"
     titles = {n: f"Table {n}: {task}" for n, (task, _) in TABLES.items()} | {4: "Table 4: ablations"}
     blocks = {n: table_blocks(n, frame) for n in TABLES} | {4: table4_blocks(results)}
     own = [d for d in dict.fromkeys(four_systems(frame)["dataset"]) if d not in {name for _, name in TABLES.values()}]

@@ -245,10 +245,12 @@ class Trainer:
         return self.accelerator.log, self.on_log if main else None
 
     def _say_how_to_go_on(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
         saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
         if saved and int(saved.name.removeprefix("step-")) == self.step:
             print(f"interrupted at step {self.step}; saved. Run the same command again to go on.")
-        elif self.accelerator.is_main_process:
+        else:
             print(f"interrupted at step {self.step}. {self._saved()}; run the same command again to go on from it.")
 
     def _log(self, window: list[dict], epoch: int) -> None:
