@@ -90,6 +90,13 @@ def test_ablations_count_a_reading_as_one(folder):
     ]
 
 
+def test_ablations_are_paired_with_the_full_method(folder):
+    ((heading, table),) = tables.ablation_difference_blocks(load_results("demo", folder))
+    assert heading == "Measured, protocol demo: xquad, minus the full method"
+    assert list(table.index) == ["w/o. GDKS", "w/o. ATGC"]  # a reading has no scores of its own
+    assert table.loc["w/o. ATGC"].tolist() == ["-3.0", "-3.0 to -3.0", "below 0.001"]
+
+
 def test_the_papers_tables_stand_beside_and_apart(folder):
     frame = tables.metrics_frame(load_results("demo", folder))
     blocks = tables.table_blocks(3, frame)
@@ -107,7 +114,7 @@ def test_written_tables_are_markdown_and_latex(folder):
     text, tex = (path.read_text("utf-8") for path in tables.write_tables(load_results("demo", folder), "demo", folder))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(re.fullmatch(r"\|( [^|]* \||---\|)+", row) for row in rows) and "## Table 4: ablations" in text
-    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 9
+    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 10
     assert tex.isascii() and r"w/o. alignment\_s" in tex and r"95 \% interval" in tex
     body = re.sub(r"(?m)^%.*|\\label\{.*?\}| & ", "", tex)
     assert not re.search(r"(?<!\\)[%&_#]", body)

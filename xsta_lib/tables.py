@@ -13,7 +13,7 @@ import pandas as pd
 from .corpus import write_text_atomically
 from .experiment_config import WAYS, changed_settings, place_of, setting_of
 from .results import RESULTS, ROOT, load_scores
-from .significance import average_interval, paired_bootstrap, seed_interval
+from .significance import Difference, average_interval, paired_bootstrap, seed_interval
 
 PAPER = ROOT / "data" / "paper"
 SYSTEMS = ("zero-shot", "trans-train", "x-mixup", "x-mixup (target only)", "x-sta (target only)", "x-sta")
@@ -142,11 +142,7 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", 
     own, lines = load_scores(first[against], dataset), {}
     for name in [name for name in systems(part) if name in first and name != against]:
         found = paired_bootstrap(own, load_scores(first[name], dataset), without=[source] if source else [])
-        lines[f"{against} against {name}"] = {
-            "difference of F1": f"{found.value:+.1f}",
-            "95 % interval": f"{found.low:+.1f} to {found.high:+.1f}",
-            "p": f"{found.p:.4f}" if found.p >= 1e-3 else "below 0.001",
-        }
+        lines[f"{against} against {name}"] = _difference_cells(found)
         by_seed = (means[against] - means[name]).dropna()
         if len(by_seed) > 1:
             mean, half = seed_interval(by_seed)
@@ -154,6 +150,14 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", 
             lines[f"{against} against {name}"]["mean over seeds"] = over
     left_out = f", without {source}" if source else ""
     return f"Measured, protocol {part['protocol'].iloc[0]}: {dataset}{left_out}", pd.DataFrame(lines).T.fillna("")
+
+
+def _difference_cells(found: Difference) -> dict[str, str]:
+    return {
+        "difference of F1": f"{found.value:+.1f}",
+        "95 % interval": f"{found.low:+.1f} to {found.high:+.1f}",
+        "p": f"{found.p:.4f}" if found.p >= 1e-3 else "below 0.001",
+    }
 
 
 def paper_table(number: int) -> pd.DataFrame:
@@ -182,16 +186,21 @@ def table_blocks(number: int, frame: pd.DataFrame) -> list[Block]:
     return found + _paper_blocks(number)
 
 
+def _first_seed(results: Sequence[dict]) -> dict[tuple[str, ...], dict]:
+    """X-STA's results of the first seed by what is left out, without switches, the source beside the target."""
+    own = [r for r in results if r["method"] == "x-sta" and r["source"] != "none" and not changes(r)]
+    return {tuple(r["without"]): r for r in own if r["seed"] == min(x["seed"] for x in own)}
+
+
 def ablation_block(results: Sequence[dict]) -> Block:
     """Measured ablations: mean F1 / EM over the languages of each data set, and F1's change against the full method.
 
     "w/o ATGC inference" is the full model read without calibration; it needs no training of its own. First seed.
     """
-    full = [r for r in results if r["method"] == "x-sta" and r["source"] != "none" and not changes(r)]
-    full = [r for r in full if r["seed"] == min(x["seed"] for x in full)]
-    rows = {tuple(result["without"]): result["metrics"] for result in full}
+    measured = _first_seed(results)
+    rows = {key: result["metrics"] for key, result in measured.items()}
     if () in rows and ("atgc_inference",) not in rows:
-        rows[("atgc_inference",)] = next(r for r in full if not r["without"])["readings"].get("target", {})
+        rows[("atgc_inference",)] = measured[()]["readings"].get("target", {})
     lines = {}
     for key, name in ABLATION_ROWS.items():
         for dataset, by_language in rows.get(key, {}).items():
@@ -203,6 +212,25 @@ def ablation_block(results: Sequence[dict]) -> Block:
     protocol = protocol_label(results[0]) if results else "none"
     table = pd.DataFrame(lines).T.fillna("").rename_axis("avg F1 / EM (change)")
     return f"Measured, protocol {protocol}", table
+
+
+def ablation_difference_blocks(results: Sequence[dict]) -> list[Block]:
+    """Each ablation that was trained minus the full method, by data set: F1 points over all languages, interval, p.
+
+    The two answered the same questions, which are resampled in pairs; see :func:`difference_block`. First seed.
+    """
+    measured, blocks = _first_seed(results), []
+    for dataset in measured[()]["metrics"] if () in measured else ():
+        own = load_scores(measured[()]["scores"], dataset)
+        lines = {
+            name: _difference_cells(paired_bootstrap(load_scores(measured[key]["scores"], dataset), own))
+            for key, name in ABLATION_ROWS.items()
+            if key and key in measured
+        }
+        if lines:
+            heading = f"Measured, protocol {protocol_label(results[0])}: {dataset}, minus the full method"
+            blocks.append((heading, pd.DataFrame(lines).T))
+    return blocks
 
 
 def table4_blocks(results: Sequence[dict]) -> list[Block]:
@@ -239,7 +267,9 @@ def write_tables(results: Sequence[dict], protocol: str, folder: Path = RESULTS)
     frame, label = metrics_frame(results), protocol_label(results[0])
     name = f"tables{file_label(results[0]).removeprefix(results[0]['protocol'])}"
     titles = {n: f"Table {n}: {task}" for n, (task, _) in TABLES.items()} | {4: "Table 4: ablations"}
-    blocks = {n: table_blocks(n, frame) for n in TABLES} | {4: table4_blocks(results)}
+    blocks = {n: table_blocks(n, frame) for n in TABLES} | {
+        4: [*table4_blocks(results), *ablation_difference_blocks(results)]
+    }
     own = [d for d in dict.fromkeys(four_systems(frame)["dataset"]) if d not in {name for _, name in TABLES.values()}]
     text = [f"# Protocol {label}: tables", *(f"## {d}\n\n{results_table(four_systems(frame), d)}" for d in own)]
     tex = ["% needs \\usepackage{booktabs}"]
