@@ -64,6 +64,17 @@ def test_seeds_become_one_row_and_switches_stay_out(folder):
     assert "seeds" not in table.loc["zero-shot"].iloc[-1]
 
 
+def test_a_data_set_read_alone_either_way_is_one_row(folder):
+    for source in ("gold", "none"):
+        exp = experiment("demo", "x-mixup")
+        values = {"xquad": 0.46 if source == "gold" else 0.45, "tydiqa": 0.4}
+        metrics = {dataset: {"calibrated": evaluation(f1)} for dataset, f1 in values.items()}
+        write_result(result_path(exp, source, folder), describe(exp, source), metrics)
+    frame = tables.metrics_frame(load_results("demo", folder))
+    assert tables.systems(frame[frame["dataset"] == "tydiqa"]) == ["x-mixup"]
+    assert {"x-mixup", "x-mixup (target only)"} <= set(frame.loc[frame["dataset"] == "xquad", "system"])
+
+
 def test_differences_are_paired_over_the_targets(folder):
     heading, table = tables.difference_block(tables.metrics_frame(load_results("demo", folder)), "xquad")
     assert heading.endswith("xquad, without en")

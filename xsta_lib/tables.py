@@ -16,6 +16,7 @@ from .results import RESULTS, ROOT, load_scores
 from .significance import Difference, average_interval, paired_bootstrap, seed_interval
 
 PAPER = ROOT / "data" / "paper"
+ALONE = " (target only)"  # after the name of a method that can read pairs, where it read the target alone
 SYSTEMS = ("zero-shot", "trans-train", "x-mixup", "x-mixup (target only)", "x-sta (target only)", "x-sta")
 # The paper's tables: number, task, and the data set here that its numbers stand beside.
 TABLES = {1: ("MLQA", "mlqa"), 2: ("TyDiQA", "tydiqa"), 3: ("XQuAD", "xquad")}
@@ -51,11 +52,13 @@ def system_name(result: dict) -> str:
     """How a result is called in tables: method, ablations, changes, and whether it read the target alone."""
     name = result["method"] + "".join(f" w/o {part}" for part in result["without"])
     name += "".join(f" {key}={value}" for key, value in changes(result).items())
-    return f"{name} (target only)" if result["method"] in ("x-sta", "x-mixup") and result["source"] == "none" else name
+    return name + ALONE if result["method"] in ("x-sta", "x-mixup") and result["source"] == "none" else name
 
 
 def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
     """Results as tidy rows: ``system, dataset, language, f1, em, n, seed, source, protocol, scores``.
+
+    A data set without sources is read alone whatever was asked for; its numbers count once, without "(target only)".
 
     Raises:
         ValueError: the results are of several protocols, backbones or settings, which do not compare.
@@ -63,6 +66,13 @@ def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
     labels = {protocol_label(result) for result in results}
     if len(labels) > 1:
         raise ValueError(f"results of {' and '.join(sorted(labels))}: take one, as load_results does")
+    beside = {(system_name(result), result["seed"]): result["metrics"] for result in results}
+
+    def repeated(result: dict, dataset: str) -> bool:
+        name = system_name(result)
+        other = beside.get((name.removesuffix(ALONE), result["seed"]), {})
+        return name.endswith(ALONE) and other.get(dataset) == result["metrics"][dataset]
+
     rows = [
         {
             "system": system_name(result),
@@ -76,6 +86,7 @@ def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
         }
         for result in results
         for dataset, by_language in result["metrics"].items()
+        if not repeated(result, dataset)
         for language, values in by_language.items()
     ]
     return pd.DataFrame(rows)
