@@ -51,10 +51,10 @@ grids: .venv/.ready
 	$(MAKE) more-grids
 
 more-grids: .venv/.ready
-	for grid in methods ablations gamma layers seeds; do $(BIN)/xsta grid --name $$grid --protocol demo || exit 1; done
+	for grid in methods ablations gamma layers seeds variants; do $(BIN)/xsta grid --name $$grid --protocol demo || exit 1; done
 	$(BIN)/xsta figures --protocol demo --inspect
 
-# The compact protocol: 150 MB of downloads (or XSTA_DATA), about an hour a run on 2 cores, minutes on a GPU.
+# The compact protocol: 150 MB of downloads (or XSTA_DATA), about an hour a run on 2 cores, by estimate minutes on a GPU.
 compact: .venv/.ready
 	$(BIN)/xsta download compact
 	for method in zero-shot trans-train x-mixup x-sta; do $(BIN)/xsta train --protocol compact --method $$method || exit 1; done

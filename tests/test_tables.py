@@ -138,6 +138,9 @@ def test_curves_draw_the_frames_values(folder):
     left, right = figures.gamma_curve(frame, *figures.sweep_columns(frame, "xquad"), "demo").axes
     assert left.lines[0].get_ydata().tolist() == [55.0, 60.0, 57.0] and left.get_ylabel().startswith("held-out")
     assert right.lines[0].get_ydata() == pytest.approx(frame["xquad"])
+    frame["xquad (target only)"] = frame["xquad"] - 1
+    (one,) = figures.gamma_curve(frame, "xquad (target only)", "xquad", "demo").axes  # F1 of one data set: one scale
+    assert [line.get_label() for line in one.lines] == ["xquad (target only)", "xquad"]
     drawn = figures.layer_curve(frame, ["xquad"], "demo").axes[0].lines[0]
     assert drawn.get_xydata().tolist() == [[k, v] for k, v in frame["xquad"].items()]
 
@@ -191,6 +194,7 @@ def test_figures_and_tables_are_written_together(folder, tmp_path, monkeypatch):
         ("layers", "compact", 6),
         ("layers", "demo", 12),
         ("seeds", "compact", 12),
+        ("variants", "demo", 3),
     ],
 )
 def test_grids_hold_each_experiment_once_and_the_papers_setting_plain(name, protocol, count):

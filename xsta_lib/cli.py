@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     grid = commands.add_parser("grid", help="measure what is missing of a table's or figure's grid")
-    grid.add_argument("--name", required=True, help="methods, ablations, gamma, layers or seeds")
+    grid.add_argument("--name", required=True, help="methods, ablations, gamma, layers, seeds or variants")
     grid.add_argument("--protocol", default="demo")
     grid.add_argument("--backbone")
     grid.set_defaults(run=_grid)

@@ -19,6 +19,7 @@ from .marking import DPI, case_picture
 from .model_figures import attention_heatmaps, tsne_scatter
 from .results import RESULTS, ROOT, load_all_results
 from .tables import (
+    ALONE,
     average_with_interval,
     changes,
     file_label,
@@ -109,7 +110,7 @@ def sweep_frame(results: Sequence[dict], switch: str, default: float) -> pd.Data
             continue
         row = rows.setdefault(switches.get(switch, default), {})
         for dataset, by_language in result["metrics"].items():
-            name = f"{dataset} (target only)" if result["source"] == "none" else dataset
+            name = dataset + ALONE if result["source"] == "none" else dataset
             row[name] = float(np.mean([values["f1"] for values in by_language.values()]))
         if result.get("validation_f1") is not None:
             row["held-out validation"] = result["validation_f1"]
@@ -117,7 +118,7 @@ def sweep_frame(results: Sequence[dict], switch: str, default: float) -> pd.Data
 
 
 def gamma_curve(frame: pd.DataFrame, left: str, right: str, protocol: str) -> Figure:
-    """Figure 7: mean F1 over gamma, the weight of the teacher's loss; one axis a data set.
+    """Figure 7: mean F1 over gamma, the weight of the teacher's loss; an axis a data set, one for two readings of it.
 
     Args:
         frame: of :func:`sweep_frame`.
@@ -126,12 +127,15 @@ def gamma_curve(frame: pd.DataFrame, left: str, right: str, protocol: str) -> Fi
     """
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
-    pairs = ((axes, left, "#0072B2", "o"), (axes.twinx(), right, "#D55E00", "s"))
+    shared = left == right + ALONE
+    pairs = ((axes, left, "#0072B2", "o"), (axes if shared else axes.twinx(), right, "#D55E00", "s"))
     for side, name, colour, marker in pairs:
-        side.plot(range(len(frame)), frame[name], color=colour, marker=marker)
-        side.set_ylabel(f"{name}: F1 (%)", color=colour)
-        side.tick_params(axis="y", labelcolor=colour)
-        side.spines["top"].set_visible(False)
+        side.plot(range(len(frame)), frame[name], color=colour, marker=marker, label=name)
+        side.set_ylabel("F1 (%)" if shared else f"{name}: F1 (%)", color="black" if shared else colour)
+        side.tick_params(axis="y", labelcolor="black" if shared else colour)
+        side.spines[["top", "right"] if shared else "top"].set_visible(False)
+    if shared:
+        axes.legend(frameon=False, fontsize="small")
     axes.set_xticks(range(len(frame)), [f"{value:g}" for value in frame.index])
     axes.set(xlabel="gamma", title=f"Weight of the teacher's loss (protocol {protocol})")
     return figure
@@ -207,7 +211,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 def sweep_columns(frame: pd.DataFrame, dataset: str) -> list[str]:
     """The two columns that Figures 7 and 8 show: held-out validation, or else target only, and the data set."""
-    first = "held-out validation" if "held-out validation" in frame else f"{dataset} (target only)"
+    first = "held-out validation" if "held-out validation" in frame else dataset + ALONE
     return [first, dataset]
 
 
@@ -216,12 +220,17 @@ def inspection_figures(protocol: str, folder: Path = RESULTS, backbone: str | No
     found = {}
     if record := read_inspection(4, protocol, folder, backbone):
         entropies = record["mean_entropy_nats"]
-        maps = {f"{name}: {entropies[name]:.2f} nats": frame for name, frame in attention_maps(record).items()}
+        over = f"mean entropy over {record['questions']} questions"
+        maps = {f"{name}\n{over}: {entropies[name]:.2f} nats": frame for name, frame in attention_maps(record).items()}
         found["figure4"] = attention_heatmaps(maps)
+        title = f"Attention of one question: {record['dataset']}, {record['language']} (protocol {record['protocol']})"
+        found["figure4"].suptitle(title, fontsize=11)
     if record := read_inspection(5, protocol, folder, backbone):
         places = pd.DataFrame(**record["places"])
         examples = sorted(places["example"].unique())[:8]
         found["figure5"] = tsne_scatter(places, pd.DataFrame(**record["silhouettes"]), examples)
+        title = f"Sentence representations: {record['dataset']} (protocol {record['protocol']})"
+        found["figure5"].suptitle(title, fontsize=11)
     if (record := read_inspection(6, protocol, folder, backbone)) and record["cases"]:
         cases = read_cases(record)
         kinds = Counter(case.language for case in cases)

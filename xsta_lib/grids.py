@@ -14,7 +14,7 @@ SEEDS = (42, 43, 44)
 # Figure 8 has all twelve layers; `compact` takes every second one, for time.
 LAYERS = {"compact": (2, 4, 6, 8, 10, 12)}
 ALL_LAYERS = tuple(range(1, 13))
-NAMES = ("methods", "ablations", "gamma", "layers", "seeds")
+NAMES = ("methods", "ablations", "gamma", "layers", "seeds", "variants")
 
 
 def grid(name: str, protocol: str, **changes) -> list[Experiment]:
@@ -22,7 +22,9 @@ def grid(name: str, protocol: str, **changes) -> list[Experiment]:
 
     Args:
         name: ``methods`` (the four systems), ``ablations`` (Table 4; "w/o ATGC inference" is a reading of the full
-            method and needs no run), ``gamma`` (Figure 7), ``layers`` (Figure 8) or ``seeds`` (methods by seeds).
+            method and needs no run), ``gamma`` (Figure 7), ``layers`` (Figure 8), ``seeds`` (methods by seeds) or
+            ``variants`` (two that the paper does not have: English read once for all languages of a question; sentence
+            vectors of normalised states).
         protocol: see :func:`~xsta_lib.experiment_config.experiment`.
         changes: fields that all of them share, such as ``backbone="mbert"``.
 
@@ -43,6 +45,8 @@ def grid(name: str, protocol: str, **changes) -> list[Experiment]:
         return [_switched(full, "sharing_layer", value, config.sharing_layer) for value in layers]
     if name == "seeds":
         return [experiment(protocol, method, **changes | {"seed": seed}) for seed in SEEDS for method in METHODS]
+    if name == "variants":
+        return [full, replace(full, share_source=True), replace(full, switches=(("sentence_states", "normalised"),))]
     raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(NAMES)}")
 
 

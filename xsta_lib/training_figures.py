@@ -46,16 +46,17 @@ def batch_shapes(parts: Sequence[Part], batches: Sequence[Sequence[Row]]) -> Fig
 def training_curves(log: Sequence[dict]) -> Figure:
     """The loss terms and lambda over the steps of one run, from its log."""
     frame = pd.DataFrame([line for line in log if "loss" in line])
-    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for number, name in enumerate(("loss", "source", "target", "teacher", "sentence", "token")):
+    for number, name in enumerate(("source", "target", "teacher", "sentence", "token", "loss")):
         if name in frame:
             kept = frame[["step", name]].dropna()
-            left.plot(kept["step"], kept[name], label=name, color=f"C{number}", linewidth=2 if name == "loss" else 1)
+            style = {"color": "black", "linewidth": 2} if name == "loss" else {"color": PALETTE[number], "linewidth": 1}
+            left.plot(kept["step"], kept[name], label=name, marker=MARKERS[number], markersize=4, **style)
     left.set(xlabel="step", ylabel="nats", title="loss terms")
-    left.legend(frameon=False, fontsize="small", ncols=2)
+    left.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     if "lambda" in frame:
-        right.plot(frame["step"], frame["lambda"], color="C3")
+        right.plot(frame["step"], frame["lambda"], color=PALETTE[0])
     right.set(xlabel="step", ylabel="lambda", title="weight of the target's own attention")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
