@@ -197,6 +197,13 @@ def test_held_out_contexts_where_titles_do_not_tell_articles_apart():
     assert len(held_out_ids(untitled)) == 2 and held_out_ids([]) == set()
 
 
+def test_something_is_left_to_train_on():
+    for passages, held in ((1, 2), (2, 2)):
+        same = [Question(f"q{i}", "?", f"passage {i % passages}", (Answer("passage", 0),), "title") for i in range(20)]
+        assert len(held_out_ids(same)) == held, passages
+    assert held_out_ids(same[:1]) == set()
+
+
 def test_a_folder_may_only_evaluate(tmp_path):
     data = own(tmp_path, test_sw=questions("sw", IDS))
     assert data.train == [] and dict(data.parallel) == {} and data.tests[0].source is None
@@ -255,6 +262,8 @@ def test_a_folder_of_your_own_is_trained_on_and_evaluated(tmp_path, measured):
     assert set(results) == {"gold", "none"}
     assert results["gold"]["protocol"] == "mine" and results["gold"]["metrics"]["mine"]["sw"]["n"] == 3
     assert len(list((tmp_path / "results" / "mine").glob("*.json"))) == 2
+    with pytest.raises(ValueError, match="measured on other files"):
+        measured(str(folder), own(folder, **train, test_en=test["test_en"][:2], test_sw=test["test_sw"]))
 
 
 def test_translated_sources_are_read_language_by_language(root, monkeypatch):

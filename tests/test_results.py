@@ -91,6 +91,25 @@ def test_steps_asked_for_overrule_epochs():
     assert experiment("demo", "x-sta", steps=0).fingerprint == experiment("demo", "x-sta").fingerprint
 
 
+def test_switches_without_effect_are_refused():
+    for name, value in (("languages", ("en", "de")), ("source_language", "de"), ("without", ("gdks",))):
+        with pytest.raises(ValueError, match="unknown switches"):
+            experiment("demo", "x-sta", switches=((name, value),))
+    with pytest.raises(ValueError, match="sharing_dropout follows dropout"):
+        experiment("demo", "x-sta", switches=(("sharing_dropout", 0.3),))
+    assert experiment("demo", "x-sta", switches=(("sharing_dropout", 0.3),), dropout=None).dropout is None
+
+
+def test_one_experiment_written_in_two_ways_is_one(tmp_path, monkeypatch):
+    two = [experiment("demo", "x-sta", without=parts) for parts in (("gdks", "atgc"), ("atgc", "gdks", "atgc"))]
+    two += [experiment("demo", "x-sta", switches=(("gamma", value), ("zeta", 0))) for value in (0, 0.0)]
+    assert two[0] == two[1] and two[2] == two[3] and two[2].name == two[3].name
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    paths = ("mine", "mine/", "./mine", str(tmp_path / "mine"))
+    assert len({experiment(path, "x-sta").fingerprint for path in paths}) == 1
+
+
 def test_what_is_one_experiment_has_one_name():
     base = experiment("demo", "x-sta")
     assert experiment("demo", "x-sta", epochs=1) == experiment("demo", "x-sta", epochs=1.0)

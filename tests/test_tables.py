@@ -135,14 +135,26 @@ def test_curves_draw_the_frames_values(folder):
     frame = figures.sweep_frame(load_results("demo", folder), "gamma", 0.1)
     assert frame.index.tolist() == [0.0, 0.1, 0.5]
     assert frame["xquad"].round(1).tolist() == [47.3, 53.3, 49.3]
-    left, right = figures.gamma_curve(frame, *figures.sweep_columns(frame, "xquad"), "demo").axes
+    left, right = figures.gamma_curve(frame, figures.sweep_columns(frame, "xquad"), "demo").axes
     assert left.lines[0].get_ydata().tolist() == [55.0, 60.0, 57.0] and left.get_ylabel().startswith("held-out")
     assert right.lines[0].get_ydata() == pytest.approx(frame["xquad"])
     frame["xquad (target only)"] = frame["xquad"] - 1
-    (one,) = figures.gamma_curve(frame, "xquad (target only)", "xquad", "demo").axes  # F1 of one data set: one scale
+    (one,) = figures.gamma_curve(frame, ["xquad (target only)", "xquad"], "demo").axes  # F1 of one data set: one scale
     assert [line.get_label() for line in one.lines] == ["xquad (target only)", "xquad"]
     drawn = figures.layer_curve(frame, ["xquad"], "demo").axes[0].lines[0]
     assert drawn.get_xydata().tolist() == [[k, v] for k, v in frame["xquad"].items()]
+
+
+def test_a_data_set_without_english_has_ablations_and_curves(tmp_path):
+    put(tmp_path, 0.5, "none")
+    put(tmp_path, 0.4, "none", without=("gdks",))
+    put(tmp_path, 0.3, "none", switches=(("gamma", 0.5),))
+    results = load_results("demo", tmp_path)
+    assert list(tables.ablation_block(results)[1].index) == ["Ours", "w/o. GDKS"]
+    frame = figures.sweep_frame(results, "gamma", 0.1)
+    assert figures.sweep_columns(frame, "xquad") == ["xquad (target only)"]
+    (axes,) = figures.gamma_curve(frame, figures.sweep_columns(frame, "xquad"), "demo").axes
+    assert axes.lines[0].get_ydata() == pytest.approx([53.3, 33.3], abs=0.05)
 
 
 def test_bars_average_seeds_and_leave_ablations_out(folder):

@@ -16,7 +16,7 @@ from tiny import write_tiny_e5
 
 from xsta_lib import XStaConfig, XStaForQuestionAnswering
 from xsta_lib.batching import Part, epoch_batches, row_length
-from xsta_lib.checkpoints import CheckpointError, newest_checkpoint
+from xsta_lib.checkpoints import CheckpointError, newest_checkpoint, replace_folder
 from xsta_lib.features import WindowSpec, build_windows, pair_windows
 from xsta_lib.machine import is_out_of_memory
 from xsta_lib.protocols import load_protocol
@@ -174,6 +174,37 @@ def test_nan_stops_with_step_and_ids(tmp_path, backbone):
         trainer.train(progress=False)
 
 
+def test_a_gradient_that_is_not_finite_touches_no_weight(backbone):
+    trainer = make_trainer(None, backbone, precision="fp32")
+    before = {name: value.clone() for name, value in trainer.plain_model.named_parameters()}
+    trainer.plain_model.qa_outputs.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match=r"the gradient is not finite at step 1 \(en, ids"):
+        trainer.train_step(trainer.rows[:4])
+    assert all(torch.equal(value, before[name]) for name, value in trainer.plain_model.named_parameters())
+
+
+def test_a_run_from_the_start_leaves_nothing_of_an_older_one(tmp_path, backbone):
+    make_trainer(tmp_path, backbone, steps=6, save_every=2).train(progress=False)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')  # a line cut off by a full disk
+    trainer = make_trainer(tmp_path, backbone, steps=4, save_every=2)
+    trainer.train(progress=False, resume=False)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000004"]
+    lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_is_replaced_only_by_a_whole_one(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+        replace_folder(tmp_path / name, tmp_path / "step-1")
+    assert (tmp_path / "step-1" / "weights").read_text() == "second"
+    with pytest.raises(FileNotFoundError):
+        replace_folder(tmp_path / "missing", tmp_path / "step-2")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
 def test_best_weights_come_back(tmp_path, backbone):
     trainer = make_trainer(tmp_path, backbone, steps=6, evaluate_every=2, save_every=0)
     kept, scores = {}, iter([10.0, 30.0, 20.0])
@@ -241,6 +272,14 @@ def test_one_source_pass_serves_all_languages_with_the_same_loss(backbone):
     )
     assert trainer.train_step(batch)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
     assert passes == [4, 4, 4]  # English once, German, Spanish
+
+
+def test_back_translations_are_not_shared(backbone):
+    with pytest.raises(ValueError, match="share_source reads gold English"):
+        trainer = make_trainer(None, backbone)
+        part = trainer.parts[1]
+        part = Part(part.language, part.target, part.source, part.paired, part.source, part.paired)
+        Trainer(trainer.plain_model, [part], TrainingConfig(steps=1, share_source=True), trainer.pad_id)
 
 
 @pytest.mark.parametrize("share_source", [False, True])

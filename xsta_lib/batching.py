@@ -105,8 +105,8 @@ def epoch_batches(
         parts, rows: the data, from :func:`rows_of`.
         size: rows a batch (over all processes).
         seed, epoch: fix the order.
-        tokens: if not 0, batches hold at most this many tokens instead, padding and both sides counted (but at least
-            one row).
+        tokens: if not 0, batches hold at most this many tokens instead, both sides and padding to the longest row
+            counted (but at least one row).
         share_source: batches of pairs hold all languages of a source window, so that one source pass serves them.
     """
     generator = np.random.default_rng([seed, epoch])

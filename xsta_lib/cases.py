@@ -83,7 +83,7 @@ def find_cases(
         for kind, part in ranked.items():
             if len(part):
                 key, f1 = part["id"].iloc[0], part[list(READ)].iloc[0].to_dict()
-                texts = {name: answers[name][language][key] for name in READ}
+                texts = {name: answers[name][language].get(key, "") for name in READ}  # none where no span was valid
                 same = key in own_english and own_english[key].context == english[key].context
                 english_answer = answers["calibrated"]["en"].get(key, "") if same else ""  # not of translated English
                 cases.append(Case(kind, language, english[key], targets[key], english_answer, texts, f1, len(part)))

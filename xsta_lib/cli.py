@@ -41,7 +41,8 @@ def _train(args: argparse.Namespace) -> None:
     changes = {name: value for name, value in changes.items() if value is not None}
     exp = experiment(args.protocol, args.method, without=tuple(args.without), **changes)
     names = ("gradient_checkpointing", "compile", "tracker", "save_every", "keep")
-    options = {name: getattr(args, name) for name in names if getattr(args, name)}
+    given = {name: getattr(args, name) for name in names}
+    options = {name: value for name, value in given.items() if value is not None and value is not False}
     for path in run_experiment(exp, options=options):
         print(path)
     print(f"peak memory {peak_memory_bytes() / 2**30:.1f} GiB")

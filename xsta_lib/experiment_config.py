@@ -22,6 +22,7 @@ SETTINGS = {
 # Fields that came later, with the value that changes nothing: left out of fingerprints, so older results stay valid.
 LATER_FIELDS = (("accumulation", 1), ("tokens_per_batch", 0), ("share_source", False), ("steps", 0))
 WAYS = ("share_source",)  # ways to train that are compared as systems of one setting
+NO_SWITCHES = {"encoder", "languages", "source_language", "without"}  # data, backbone and ``without`` decide these
 FOLDER_SETTINGS = SETTINGS["compact"]  # a folder of your own files
 
 
@@ -37,7 +38,8 @@ class Experiment:
         backbone: see :func:`~xsta_lib.backbones.load_backbone`.
         accumulation, tokens_per_batch, share_source: see :class:`~xsta_lib.training_config.TrainingConfig`.
         precision: of training; answers are read in bfloat16 wherever the device has it.
-        epochs: passes over the rows of the pair setting; sets the optimiser steps, the same for every method.
+        epochs: times the rows of the pair setting, by ``batch_size``, are the optimiser steps, the same for every
+            method. The last batch of a language pair may be smaller, so an epoch may be a few batches short.
         steps: optimiser steps, instead of ``epochs``, if not 0.
         english_epochs: epochs on the source language alone before, shared by all methods (the demo's head start).
     """
@@ -63,19 +65,23 @@ class Experiment:
         for name in ("epochs", "english_epochs", "learning_rate", "dropout"):  # 1 and 1.0 are one experiment
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else float(value))
+        object.__setattr__(self, "without", tuple(sorted(set(self.without))))  # in any order, one experiment
+        object.__setattr__(self, "switches", tuple(sorted(map(_as_default, map(tuple, self.switches)))))
         if self.protocol not in SETTINGS and self.place in SETTINGS:
             raise ValueError(f"{self.protocol}: a folder called like the protocol {self.place!r}; rename it")
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; allowed: {', '.join(METHODS)}")
         if (self.without or self.switches) and self.method != "x-sta":
             raise ValueError("without and switches belong to the method x-sta")
+        if "sharing_dropout" in dict(self.switches) and self.dropout is not None:
+            raise ValueError("sharing_dropout follows dropout; only with dropout=None it has a value of its own")
         self.model_config()  # refuses unknown switches
 
     def model_config(self) -> XStaConfig:
         """The model configuration, without encoder."""
         if self.method != "x-sta":
             return XStaConfig.mixup() if self.method == "x-mixup" else XStaConfig.plain()
-        unknown = {name for name, _ in self.switches} - set(XStaConfig.__annotations__)
+        unknown = {name for name, _ in self.switches} - (set(XStaConfig.__annotations__) - NO_SWITCHES)
         if unknown:
             raise ValueError(f"unknown switches {sorted(unknown)}; see XStaConfig")
         return XStaConfig(without=list(self.without), **dict(self.switches))
@@ -99,8 +105,15 @@ class Experiment:
     def fingerprint(self) -> str:
         """A key of everything that shapes the result."""
         values = {name: value for name, value in asdict(self).items() if (name, value) not in LATER_FIELDS}
+        values["protocol"] = self.place  # a folder is the same however its path is written
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_default(switch: tuple[str, object]) -> tuple[str, object]:
+    """A switch with its value in the type of the default: 0 and 0.0 are one experiment."""
+    name, value = switch
+    return name, float(value) if isinstance(XStaConfig.__dict__.get(name), float) else value
 
 
 def _usual(protocol: str) -> dict[str, object]:

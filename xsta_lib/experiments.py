@@ -4,13 +4,13 @@
 of every question (no text).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from . import parallel
 from .evaluation import evaluate_model, evaluate_once, provenance
-from .experiment_config import DEMO_METHODS, METHODS, SETTINGS, Experiment, experiment
+from .experiment_config import DEMO_METHODS, METHODS, SETTINGS, Experiment, experiment, place_of
 from .protocols import ProtocolData, load_protocol
 from .results import RESULTS, load_all_results, load_results, write_result
 from .runs import RUNS, demo_model, is_trained, load_run, run_folder, train_experiment, training_parts
@@ -58,6 +58,39 @@ def describe(exp: Experiment, source: str) -> dict:
     }
 
 
+def data_key(data: ProtocolData) -> str:
+    """A key of a protocol's questions, those of training and those of every test; it is kept with a result."""
+    return " ".join([data.digest(), *(test.digest() for test in data.tests)])
+
+
+def refuse_other_data(protocol: str, data: ProtocolData, results: Path = RESULTS) -> None:
+    """Refuse a folder whose files are not those that its results were measured on: they would not compare.
+
+    Raises:
+        ValueError: ``results/<folder>`` holds a result of other questions.
+    """
+    if protocol in SETTINGS:  # published files are checksummed
+        return
+    if any(result.get("data") != data_key(data) for result in load_all_results(protocol, results)):
+        place = results / place_of(protocol)
+        raise ValueError(f"{place}: measured on other files than {protocol} has now; move it away to measure anew")
+
+
+def known_results(experiments: Sequence[Experiment], results: Path = RESULTS) -> list[dict]:
+    """The results of some experiments that were measured before.
+
+    Raises:
+        ValueError: see :func:`refuse_other_data`.
+    """
+    found, wanted = [], {exp.fingerprint for exp in experiments}
+    for protocol in dict.fromkeys(exp.protocol for exp in experiments):
+        here = [result for result in load_all_results(protocol, results) if result["fingerprint"] in wanted]
+        if here and protocol not in SETTINGS:
+            refuse_other_data(protocol, load_protocol(protocol), results)
+        found += here
+    return found
+
+
 def run_experiment(
     exp: Experiment,
     data: ProtocolData | None = None,
@@ -68,11 +101,15 @@ def run_experiment(
     """Train, evaluate with the source (a method that reads pairs) and without, write; returns the paths.
 
     Under ``torchrun`` every process calls this; ``options`` as for :func:`~xsta_lib.runs.train_experiment`.
+
+    Raises:
+        ValueError: see :func:`refuse_other_data` and :func:`~xsta_lib.runs.train_experiment`.
     """
     parallel.start()
     provenance()  # looked up once, of the code as it was loaded
     with parallel.main_first():
         data = data or load_protocol(exp.protocol)
+    refuse_other_data(exp.protocol, data, results)
     model, tokenizer, training = train_experiment(exp, data, progress, options)
     beside = next((test.source_name for test in data.tests if test.source), "none")
     records = []
@@ -87,6 +124,7 @@ def run_experiment(
             evaluations[test.name], record = evaluate_once(answers, model, tokenizer, test, found, readings, progress)
             kept.append(record)
         record = describe(exp, source) | {
+            "data": data_key(data),
             "seconds": training.seconds,
             "evaluation_seconds": sum(part["seconds"] for part in kept),
             "peak_memory_bytes": max([training.peak_memory_bytes, *(part["peak_memory_bytes"] for part in kept)]),
@@ -106,12 +144,8 @@ def run_experiment(
 
 def load_or_run(exp: Experiment, progress: bool = True) -> list[dict]:
     """The results of an experiment: read if its fingerprint is among the committed ones, else measured now."""
-
-    def found() -> list[dict]:
-        return [result for result in load_all_results(exp.place) if result["fingerprint"] == exp.fingerprint]
-
-    results = found()
+    results = known_results([exp])
     if not results:
         run_experiment(exp, progress=progress)
-        results = found()
+        results = known_results([exp])
     return results

@@ -117,19 +117,19 @@ def sweep_frame(results: Sequence[dict], switch: str, default: float) -> pd.Data
     return pd.DataFrame(rows).T.sort_index()
 
 
-def gamma_curve(frame: pd.DataFrame, left: str, right: str, protocol: str) -> Figure:
+def gamma_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str) -> Figure:
     """Figure 7: mean F1 over gamma, the weight of the teacher's loss; an axis a data set, one for two readings of it.
 
     Args:
         frame: of :func:`sweep_frame`.
-        left, right: its columns; the values of gamma are spaced evenly.
+        columns: one or two of its columns; the values of gamma are spaced evenly.
         protocol: named in the title.
     """
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
-    shared = left == right + ALONE
-    pairs = ((axes, left, "#0072B2", "o"), (axes if shared else axes.twinx(), right, "#D55E00", "s"))
-    for side, name, colour, marker in pairs:
+    shared = len({name.removesuffix(ALONE) for name in columns}) == 1
+    sides = [axes, axes if shared else axes.twinx()]
+    for side, name, colour, marker in zip(sides, columns, ("#0072B2", "#D55E00"), "os", strict=False):
         side.plot(range(len(frame)), frame[name], color=colour, marker=marker, label=name)
         side.set_ylabel("F1 (%)" if shared else f"{name}: F1 (%)", color="black" if shared else colour)
         side.tick_params(axis="y", labelcolor="black" if shared else colour)
@@ -210,9 +210,13 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def sweep_columns(frame: pd.DataFrame, dataset: str) -> list[str]:
-    """The two columns that Figures 7 and 8 show: held-out validation, or else target only, and the data set."""
+    """The columns that Figures 7 and 8 show: held-out validation, or else target only, and the data set.
+
+    Of a data set without sources, which is read alone, there may be one only.
+    """
     first = "held-out validation" if "held-out validation" in frame else dataset + ALONE
-    return [first, dataset]
+    main = dataset if dataset in frame else dataset + ALONE
+    return [name for name in dict.fromkeys((first, main)) if name in frame]
 
 
 def inspection_figures(protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> dict[str, Figure]:
@@ -250,7 +254,8 @@ def write_figures(protocol: str, folder: Path = RESULTS) -> list[Path]:
     """
     groups: dict[str, list[dict]] = {}
     for result in load_all_results(protocol, folder):
-        groups.setdefault(file_label(result), []).append(result)
+        if result["metrics"]:  # a folder without test files has none
+            groups.setdefault(file_label(result), []).append(result)
     if not groups:
         place = folder / place_of(protocol)
         raise FileNotFoundError(f"{place}: no results yet; run 'xsta train --protocol {protocol}' first")
@@ -274,7 +279,7 @@ def _result_figures(results: Sequence[dict], label: str) -> dict[str, Figure]:
         figures = {"figure3": source_target_bars(frame, dataset), "languages": language_bars(frame, dataset)}
     gamma, layers = sweep_frame(results, "gamma", 0.1), sweep_frame(results, "sharing_layer", 8)
     if len(gamma) > 1:
-        figures["figure7"] = gamma_curve(gamma, *sweep_columns(gamma, dataset), label)
+        figures["figure7"] = gamma_curve(gamma, sweep_columns(gamma, dataset), label)
     if len(layers) > 1:
         figures["figure8"] = layer_curve(layers, sweep_columns(layers, dataset), label)
     return figures

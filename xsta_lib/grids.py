@@ -5,9 +5,8 @@ from dataclasses import replace
 
 from .configuration import ABLATIONS
 from .experiment_config import METHODS, Experiment, experiment
-from .experiments import load_or_run
+from .experiments import known_results, load_or_run
 from .reporting import duration
-from .results import load_all_results
 
 GAMMAS = (0.0, 0.01, 0.05, 0.1, 0.5)  # Figure 7
 SEEDS = (42, 43, 44)
@@ -56,7 +55,7 @@ def _switched(full: Experiment, switch: str, value: float, default: float) -> Ex
 
 def missing(experiments: list[Experiment]) -> list[Experiment]:
     """Those without a committed result."""
-    known = {result["fingerprint"] for place in {e.place for e in experiments} for result in load_all_results(place)}
+    known = {result["fingerprint"] for result in known_results(experiments)}
     return [exp for exp in experiments if exp.fingerprint not in known]
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from .corpus import write_text_atomically
+
 SHOWN = ("loss", "source", "target", "teacher", "sentence", "token", "distance", "lambda", "learning_rate")
 
 
@@ -47,10 +49,11 @@ class RunLog:
         self.show, self.steps, self.track, self.on_log = show, steps, track, on_log
 
     def restart(self, step: int) -> None:
-        """Drop lines behind a checkpoint's step: they will be written again."""
+        """Drop lines behind a checkpoint's step, which will be written again, and a last one that was cut off."""
         if self.path and self.path.exists():
-            kept = [line for line in self.path.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
+            *lines, rest = self.path.read_text("utf-8").split("\n")  # nothing stands behind the last line's end
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_text_atomically(self.path, "".join(line + "\n" for line in kept))
 
     def add(self, lines: Sequence[dict]) -> None:
         """Report the newest of all lines so far."""

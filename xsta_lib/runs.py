@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from . import live, parallel
-from .batching import Part
+from .batching import Part, epoch_batches, rows_of
 from .checkpoints import replace_folder
 from .corpus import CorpusError, write_text_atomically
 from .evaluation import ROOT, evaluate_model, provenance
@@ -61,6 +61,10 @@ def step_count(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTokeniz
     """Optimiser steps: those asked for, or the epochs over English rows and pairs, whatever the method reads."""
     if exp.steps:
         return exp.steps
+    if exp.tokens_per_batch:
+        parts = training_parts(replace_method(exp, "x-sta"), data, tokenizer)
+        batches = epoch_batches(parts, rows_of(parts), exp.batch_size, exp.seed, 0, exp.tokens_per_batch)
+        return max(1, round(exp.epochs * len(batches)))
     rows = sum(len(part.target) for part in training_parts(replace_method(exp, "trans-train"), data, tokenizer))
     return max(1, round(exp.epochs * rows / exp.batch_size))
 
@@ -162,8 +166,10 @@ def train_experiment(
     if on_log is None and progress and live.in_notebook():
         on_log = live.live_curve()
     pad = tokenizer.pad_token_id
+    evaluate = evaluate if data.validation.questions else None
     trainer = Trainer(model, parts, config, pad, folder, evaluate, run=f"{exp.fingerprint} {digest}", on_log=on_log)
-    _say(progress, f"{exp.method} ({exp.protocol}): {len(trainer.rows)} rows, {config.steps} steps of {exp.batch_size}")
+    size = f"{exp.tokens_per_batch} tokens" if exp.tokens_per_batch else f"{exp.batch_size} rows"
+    _say(progress, f"{exp.method} ({exp.protocol}): {len(trainer.rows)} rows, {config.steps} steps of {size}")
     result = trainer.train(progress)
     result.data, result.peak_memory_bytes, result.provenance = digest, peak_memory_bytes(), provenance()
     if parallel.rank() == 0:

@@ -11,7 +11,8 @@ HELD_OUT = 0.1  # share of the questions
 def held_out_ids(questions: Sequence[Question], share: float = HELD_OUT) -> set[str]:
     """Ids of whole articles, drawn by a hash of their titles until ``share`` of the questions is reached.
 
-    Where titles do not tell articles apart (one holds more than half of the questions), contexts are drawn.
+    Where titles do not tell articles apart (one holds half of the questions or more), contexts are drawn, and where
+    these do not either, single questions. A single question is kept for training.
     """
 
     def grouped(key: Callable[[Question], str]) -> dict[str, list[str]]:
@@ -20,12 +21,13 @@ def held_out_ids(questions: Sequence[Question], share: float = HELD_OUT) -> set[
             groups.setdefault(key(question), []).append(question.id)
         return groups
 
-    articles = grouped(lambda question: question.title)
-    if max(map(len, articles.values()), default=0) > len(questions) / 2:
-        articles = grouped(lambda question: question.context)
+    ways = (lambda question: question.title), (lambda question: question.context), (lambda question: question.id)
+    for articles in map(grouped, ways):
+        if max(map(len, articles.values()), default=0) < len(questions) / 2:
+            break
     chosen: set[str] = set()
     for title in sorted(articles, key=lambda title: hashlib.sha256(title.encode()).hexdigest()):
-        if len(chosen) >= share * len(questions):
+        if len(chosen) >= share * len(questions) or len(chosen) + len(articles[title]) == len(questions):
             break
         chosen.update(articles[title])
     return chosen

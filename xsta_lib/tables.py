@@ -198,8 +198,9 @@ def table_blocks(number: int, frame: pd.DataFrame) -> list[Block]:
 
 
 def _first_seed(results: Sequence[dict]) -> dict[tuple[str, ...], dict]:
-    """X-STA's results of the first seed by what is left out, without switches, the source beside the target."""
-    own = [r for r in results if r["method"] == "x-sta" and r["source"] != "none" and not changes(r)]
+    """X-STA's results of the first seed by what is left out, without switches; with the source where there is one."""
+    own = [r for r in results if r["method"] == "x-sta" and not changes(r)]
+    own = [r for r in own if r["source"] != "none"] or own
     return {tuple(r["without"]): r for r in own if r["seed"] == min(x["seed"] for x in own)}
 
 

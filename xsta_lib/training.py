@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import threading
 import time
 import warnings
@@ -56,7 +57,7 @@ class Trainer:
     rows, and the steps are those of one process with the whole batch.
 
     Raises:
-        ValueError: a tracker that is not installed, or ``share_source`` in several processes.
+        ValueError: a tracker that is not installed; ``share_source`` in several processes or with back-translations.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Trainer:
         self.accelerator = parallel.make_accelerator(config, self.folder)
         if config.share_source and parallel.world_size() > 1:
             raise ValueError("share_source works in one process; leave it off under torchrun")
+        if config.share_source and any(part.back is not None for part in parts):
+            raise ValueError("share_source reads gold English for all languages, not back-translations; leave it off")
         self.parts, self.config, self.pad_id, self.evaluate = parts, config, pad_id, evaluate
         self.rows = list(rows) if rows is not None else rows_of(parts)
         self.run = run or json.dumps(asdict(config), sort_keys=True)
@@ -121,7 +124,8 @@ class Trainer:
         """One optimiser step on one global batch; returns the loss, its terms, lambda and the teacher's column sum.
 
         Raises:
-            TrainingError: the loss is not finite, or memory is exhausted; weights are those before the step.
+            TrainingError: the loss or its gradient is not finite, or memory is exhausted; weights are those before the
+                step.
         """
         self.model.train()
         back, pieces = self.reads_back_translation(batch), self._pieces(batch)
@@ -135,8 +139,10 @@ class Trainer:
             raise
         values = self._over_ranks(totals)
         if not math.isfinite(values["loss"]):
-            self._stop_on_nan(batch)
+            self._stop_on_nan(batch, "loss")
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # a scaler leaves such a step out itself
+            self._stop_on_nan(batch, "gradient")
         self.optimizer.step()
         values["learning_rate"] = self.schedule.get_last_lr()[0]
         self.schedule.step()
@@ -172,11 +178,11 @@ class Trainer:
         saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
         return f"Last good checkpoint: {saved or 'none'}"
 
-    def _stop_on_nan(self, batch: Sequence[Row]) -> None:
-        part = self.parts[batch[0].part]
-        ids = [part.target.id_of(row.target) for row in batch[:5]]
+    def _stop_on_nan(self, batch: Sequence[Row], what: str) -> None:
+        language = self.parts[batch[0].part].language
+        ids = [self.parts[row.part].target.id_of(row.target) for row in batch[:5]]
         raise TrainingError(
-            f"the loss is not finite at step {self.step + 1} ({part.language}, ids {ids}, ...); lower learning_rate or "
+            f"the {what} is not finite at step {self.step + 1} ({language}, ids {ids}, ...); lower learning_rate or "
             f"use precision='fp32'. {self._saved()}"
         )
 
@@ -189,7 +195,7 @@ class Trainer:
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def train(self, progress: bool = True, resume: bool = True) -> TrainingResult:
-        """Run all steps, from the newest checkpoint if there is one.
+        """Run all steps, from the newest checkpoint if there is one; without ``resume`` older ones are deleted.
 
         Ctrl-C ends the step (and the evaluation that is due after it), saves a checkpoint if there is a folder, and
         says how to go on; a second one breaks off at once, and the last checkpoint counts.
@@ -198,9 +204,13 @@ class Trainer:
         clear_gradients(self.plain_model, self.optimizer)
         main = self.accelerator.is_main_process
         self.log = RunLog(self.folder if main else None, progress and main, self.config.steps, *self._watchers(main))
-        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder and resume else None
+        if self.folder and not resume and main:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        parallel.wait()
+        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
         if saved:
             self._restore(saved)
+        self.log.restart(self.step)
         options = {"tokens": self.config.tokens_per_batch, "share_source": self.config.share_source}
         batches = endless_batches(self.parts, self.rows, self.config.batch_size, self.config.seed, self.step, **options)
         bar = tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step", disable=not self.log.show)
@@ -297,7 +307,6 @@ class Trainer:
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(self.step):
                 self.schedule.step()
-        self.log.restart(self.step)
 
     def _load_best(self) -> None:
         parallel.wait()  # rank 0 may still be writing

@@ -16,8 +16,8 @@ class TrainingConfig:
     Attributes:
         steps: optimiser steps.
         batch_size: rows (pairs, or single windows) a step, over all processes.
-        tokens_per_batch: if not 0, a step's rows are as many as fit into so many tokens, padding and both sides
-            counted, instead of ``batch_size``.
+        tokens_per_batch: if not 0, a step's rows are as many as fit into so many tokens, both sides and
+            padding to the batch's longest row counted, instead of ``batch_size``.
         share_source: a batch of pairs holds all languages of its source windows; one source pass serves them.
         learning_rate: peak of the linear schedule.
         warmup: share of the steps with rising learning rate.
