@@ -71,7 +71,8 @@ def refuse_other_data(protocol: str, data: ProtocolData, results: Path = RESULTS
     """
     if protocol in SETTINGS:  # published files are checksummed
         return
-    if any(result.get("data") != data_key(data) for result in load_all_results(protocol, results)):
+    key = data_key(data)
+    if any(result.get("data") != key for result in load_all_results(protocol, results)):
         place = results / place_of(protocol)
         raise ValueError(f"{place}: measured on other files than {protocol} has now; move it away to measure anew")
 

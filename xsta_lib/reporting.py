@@ -51,7 +51,7 @@ class RunLog:
     def restart(self, step: int) -> None:
         """Drop lines behind a checkpoint's step, which will be written again, and a last one that was cut off."""
         if self.path and self.path.exists():
-            *lines, rest = self.path.read_text("utf-8").split("\n")  # nothing stands behind the last line's end
+            lines = self.path.read_text("utf-8").split("\n")[:-1]  # nothing stands behind the last line's end
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             write_text_atomically(self.path, "".join(line + "\n" for line in kept))
 

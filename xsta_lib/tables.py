@@ -279,9 +279,8 @@ def write_tables(results: Sequence[dict], protocol: str, folder: Path = RESULTS)
     frame, label = metrics_frame(results), protocol_label(results[0])
     name = f"tables{file_label(results[0]).removeprefix(results[0]['protocol'])}"
     titles = {n: f"Table {n}: {task}" for n, (task, _) in TABLES.items()} | {4: "Table 4: ablations"}
-    blocks = {n: table_blocks(n, frame) for n in TABLES} | {
-        4: [*table4_blocks(results), *ablation_difference_blocks(results)]
-    }
+    blocks = {n: table_blocks(n, frame) for n in TABLES}
+    blocks[4] = [*table4_blocks(results), *ablation_difference_blocks(results)]
     own = [d for d in dict.fromkeys(four_systems(frame)["dataset"]) if d not in {name for _, name in TABLES.values()}]
     text = [f"# Protocol {label}: tables", *(f"## {d}\n\n{results_table(four_systems(frame), d)}" for d in own)]
     tex = ["% needs \\usepackage{booktabs}"]

@@ -52,7 +52,8 @@ def training_curves(log: Sequence[dict]) -> Figure:
         if name in frame:
             kept = frame[["step", name]].dropna()
             style = {"color": "black", "linewidth": 2} if name == "loss" else {"color": PALETTE[number], "linewidth": 1}
-            left.plot(kept["step"], kept[name], label=name, marker=MARKERS[number], markersize=4, **style)
+            style |= {"marker": MARKERS[number], "markersize": 4, "markevery": max(1, len(kept) // 20)}
+            left.plot(kept["step"], kept[name], label=name, **style)
     left.set(xlabel="step", ylabel="nats", title="loss terms")
     left.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     if "lambda" in frame:
