@@ -52,7 +52,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
-    """Put a finished folder in place of an older one of the same name, which is deleted when the new one is there."""
+    """Put a finished folder in place of an older one of the same name; that is deleted once the new one is there."""
     old = folder.with_name(f".{folder.name}.old.part")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
