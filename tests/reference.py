@@ -181,14 +181,14 @@ def normalise(h: Array, mask: Array, eps: float = 1e-8) -> tuple[Array, Array, A
 
 
 def normalise_release(h: Array, mask: Array, eps: float = 1e-8) -> tuple[Array, Array, Array]:
-    """The release's Rep-Norm (section 3.3): every sequence weighs the same, whatever its length.
+    """The release's Rep-Norm (section 3.3): every sequence weighs the same in the mean, whatever its length.
 
-    mean: mean over sequences of the per-sequence means. variance: mean over sequences of the per-sequence mean
-    squared deviation from that one overall mean. Shapes as in normalise.
+    mean: mean over sequences of the per-sequence means. variance: mean over all real tokens of the squared deviation
+    from it. Shapes as in normalise.
     """
     sequences = [h[row, real(mask[row])] for row in range(len(h))]
     mean = sum(tokens.mean(axis=0) for tokens in sequences) / len(sequences)
-    variance = sum(((tokens - mean) ** 2).mean(axis=0) for tokens in sequences) / len(sequences)
+    variance = ((np.concatenate(sequences) - mean) ** 2).mean(axis=0)
     return standardise(h, mean, variance, eps), mean, variance
 
 

@@ -97,6 +97,8 @@ def test_an_answer_that_crosses_the_windows_edge_is_outside():
     starts, ends = np.arange(10, 20), np.arange(11, 21)
     at = [answer_tokens(Question("", "", "", (Answer("ab", start),)), starts, ends) for start in (9, 10, 18, 19)]
     assert at == [None, (0, 1), (8, 9), None]
+    unseen = Answer("a \u200b", 19)  # MLQA has answers that end so where the context does
+    assert answer_tokens(Question("", "", "", (unseen,)), starts, ends) == (9, 9)
     assert answer_tokens(Question("", "", "", ()), starts, ends) is None
     assert answer_tokens(Question("", "", "", (Answer("a", 0),)), starts[:0], ends[:0]) is None
 

@@ -57,12 +57,16 @@ class RepresentationNorm(nn.Module):
 
     def batch_statistics(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, (H,) each, of (B, N, H) states over real tokens, those of all ranks together."""
-        weights = mask[..., None].to(states.dtype)
-        if self.statistics == "sequences":
-            weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
-        total = parallel.sum_over_ranks(weights.sum()).clamp_min(TINY)
-        mean = parallel.sum_over_ranks((states * weights).sum((0, 1))) / total
-        return mean, parallel.sum_over_ranks(((states - mean).square() * weights).sum((0, 1))) / total
+        tokens = weights = mask[..., None].to(states.dtype)
+        if self.statistics == "sequences":  # the release's mean; its variance, too, counts tokens
+            weights = tokens / tokens.sum(1, keepdim=True).clamp_min(1)
+
+        def average(values: Tensor, weights: Tensor) -> Tensor:
+            total = parallel.sum_over_ranks(weights.sum()).clamp_min(TINY)
+            return parallel.sum_over_ranks((values * weights).sum((0, 1))) / total
+
+        mean = average(states, weights)
+        return mean, average((states - mean).square(), tokens)
 
     def averages(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Running means and variances of some rows, (rows, H) each, without the share of their start values."""

@@ -311,5 +311,5 @@ class Trainer:
     def _load_best(self) -> None:
         parallel.wait()  # rank 0 may still be writing
         best = self.folder / "best.safetensors" if self.folder else None
-        if best and best.exists() and self.result.best_step not in (None, self.config.steps):
+        if best and parallel.agreed(best.exists()) and self.result.best_step not in (None, self.config.steps):
             self.plain_model.load_state_dict(load_file(str(best)))
