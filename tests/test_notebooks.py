@@ -24,7 +24,7 @@ from tidy import MODEL  # noqa: E402
 
 FIXTURES = ROOT / "tests" / "fixtures" / "notebooks"
 NAMES = ("00_quickstart", "02_sharing_teaching_aligning")
-PARTS = ("notebooks", "data/demo", "results/demo")
+PARTS = ("notebooks", "data/demo", "data/paper", "results/demo")
 SMALL = ("-p", "small", "True")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
@@ -79,6 +79,14 @@ def test_the_committed_notebook_says_what_its_model_says(name, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(ROOT / "runs" / "demo")
     compare(outputs(execute(tmp_path, environment, name)), outputs(committed))
+
+
+@pytest.mark.parametrize("name", ["04_results", "05_ablations", "06_parameters"])
+def test_a_notebook_of_what_nobody_measured_says_how_to_measure_it(copy, name):
+    folder, environment = copy
+    executed = execute(folder, environment, name, *SMALL, "-p", "protocol", "paper-xquad", "-p", "backbone", "mbert")
+    said = "".join(out.get("text", "") for cell in outputs(executed) for out in cell)
+    assert "not measured" in said and "--protocol paper-xquad" in said
 
 
 def test_comparing_notices_what_changed():

@@ -4,9 +4,10 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from xsta_lib import figures, tables
+from xsta_lib import figures, sweeps, tables
 from xsta_lib.evaluation import Evaluation
 from xsta_lib.experiments import METHODS, describe, experiment, result_path
 from xsta_lib.grids import grid, missing
@@ -99,11 +100,12 @@ def test_ablations_count_a_reading_as_one(folder):
         "50.3 / 25.0 (-3.0)",
         "51.3 / 25.0 (-2.0)",
     ]
+    assert table["xquad, F1 of en"].tolist() == ["60.0", "59.0", "57.0", "58.0"]
 
 
 def test_ablations_are_paired_with_the_full_method(folder):
     ((heading, table),) = tables.ablation_difference_blocks(load_results("demo", folder))
-    assert heading == "Measured, protocol demo: xquad, minus the full method"
+    assert heading == "Measured, protocol demo, seed 42: xquad, minus the full method"
     assert list(table.index) == ["w/o. GDKS", "w/o. ATGC"]  # a reading has no scores of its own
     assert table.loc["w/o. ATGC"].tolist() == ["-3.0", "-3.0 to -3.0", "below 0.001"]
 
@@ -132,16 +134,19 @@ def test_written_tables_are_markdown_and_latex(folder):
 
 
 def test_curves_draw_the_frames_values(folder):
-    frame = figures.sweep_frame(load_results("demo", folder), "gamma", 0.1)
+    results = load_results("demo", folder)
+    frame, seeds = sweeps.sweep_frame(results, "gamma"), sweeps.seed_frame(results)
     assert frame.index.tolist() == [0.0, 0.1, 0.5]
     assert frame["xquad"].round(1).tolist() == [47.3, 53.3, 49.3]
-    left, right = figures.gamma_curve(frame, figures.sweep_columns(frame, "xquad"), "demo").axes
+    left, right = figures.gamma_curve(frame, sweeps.sweep_columns(frame, "xquad"), "demo", seeds).axes
     assert left.lines[0].get_ydata().tolist() == [55.0, 60.0, 57.0] and left.get_ylabel().startswith("held-out")
     assert right.lines[0].get_ydata() == pytest.approx(frame["xquad"])
+    assert right.lines[1].get_xydata() == pytest.approx(np.array([[1, seeds["xquad"][43]], [1, seeds["xquad"][44]]]))
+    assert "seed 42; hollow" in left.get_title()
     frame["xquad (target only)"] = frame["xquad"] - 1
-    (one,) = figures.gamma_curve(frame, ["xquad (target only)", "xquad"], "demo").axes  # F1 of one data set: one scale
-    assert [line.get_label() for line in one.lines] == ["xquad (target only)", "xquad"]
-    drawn = figures.layer_curve(frame, ["xquad"], "demo").axes[0].lines[0]
+    (one,) = figures.gamma_curve(frame, ["xquad (target only)", "xquad"], "demo", seeds).axes  # one scale
+    assert [text.get_text() for text in one.get_legend().get_texts()] == ["xquad (target only)", "xquad"]
+    drawn = figures.layer_curve(frame, ["xquad"], "demo", seeds).axes[0].lines[0]
     assert drawn.get_xydata().tolist() == [[k, v] for k, v in frame["xquad"].items()]
 
 
@@ -151,9 +156,9 @@ def test_a_data_set_without_english_has_ablations_and_curves(tmp_path):
     put(tmp_path, 0.3, "none", switches=(("gamma", 0.5),))
     results = load_results("demo", tmp_path)
     assert list(tables.ablation_block(results)[1].index) == ["Ours", "w/o. GDKS"]
-    frame = figures.sweep_frame(results, "gamma", 0.1)
-    assert figures.sweep_columns(frame, "xquad") == ["xquad (target only)"]
-    (axes,) = figures.gamma_curve(frame, figures.sweep_columns(frame, "xquad"), "demo").axes
+    frame, seeds = sweeps.sweep_frame(results, "gamma"), sweeps.seed_frame(results)
+    assert sweeps.sweep_columns(frame, "xquad") == ["xquad (target only)"]
+    (axes,) = figures.gamma_curve(frame, sweeps.sweep_columns(frame, "xquad"), "demo", seeds).axes
     assert axes.lines[0].get_ydata() == pytest.approx([53.3, 33.3], abs=0.05)
 
 

@@ -1,6 +1,5 @@
 """A trained model on a test set: answers, their scores, and where a number comes from."""
 
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -17,7 +16,7 @@ from . import parallel
 from .answering import Predictor
 from .corpus import write_text_atomically
 from .features import window_cache
-from .machine import has_bf16, peak_memory_bytes
+from .machine import has_bf16, peak_memory_bytes, versions
 from .metrics import Score, aggregate, score_all, write_predictions
 from .modeling import XStaForQuestionAnswering
 from .protocols import TestSet
@@ -163,14 +162,12 @@ def _git(*arguments: str) -> str:
 @cache
 def provenance() -> dict:
     """Versions, machine and commit a result was measured with; asked once a process, as its code is loaded."""
-    packages = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
-    found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "xsta_lib")
     cuda = torch.cuda.is_available()
     return {
         "commit": commit or "unknown",
         "clean": bool(commit) and not changed,
-        "versions": found,
+        "versions": versions(),
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

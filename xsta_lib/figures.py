@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .corpus import Question
@@ -18,10 +19,10 @@ from .inspection import attention_maps, read_cases, read_inspection
 from .marking import DPI, case_picture
 from .model_figures import attention_heatmaps, tsne_scatter
 from .results import RESULTS, ROOT, load_all_results
+from .sweeps import FULL, seed_frame, sweep_columns, sweep_frame
 from .tables import (
     ALONE,
     average_with_interval,
-    changes,
     file_label,
     four_systems,
     metrics_frame,
@@ -91,64 +92,56 @@ def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") ->
     return figure
 
 
-def sweep_frame(results: Sequence[dict], switch: str, default: float) -> pd.DataFrame:
-    """F1 of X-STA over the values of one switch: rows by value, a column a data set; first seed.
-
-    Columns are the data sets' means over languages (with the source, and ``<data set> (target only)`` without), and
-    ``held-out validation``, the score that chose the weights, where the run was validated.
-
-    Args:
-        results: of one protocol and setting.
-        switch: ``gamma`` or ``sharing_layer``.
-        default: its value in the full method, whose result has no switch.
-    """
-    rows: dict[float, dict[str, float]] = {}
-    first = min((result["seed"] for result in results), default=0)
-    for result in results:
-        switches = changes(result)
-        if result["method"] != "x-sta" or result["without"] or set(switches) - {switch} or result["seed"] != first:
-            continue
-        row = rows.setdefault(switches.get(switch, default), {})
-        for dataset, by_language in result["metrics"].items():
-            name = dataset + ALONE if result["source"] == "none" else dataset
-            row[name] = float(np.mean([values["f1"] for values in by_language.values()]))
-        if result.get("validation_f1") is not None:
-            row["held-out validation"] = result["validation_f1"]
-    return pd.DataFrame(rows).T.sort_index()
+def _other_seeds(axes: Axes, place: float, seeds: pd.DataFrame, name: str, look: str, colour: str) -> None:
+    """The full method with other seeds than the drawn one, as hollow markers at its place."""
+    if name in seeds:
+        others = seeds[name].drop(seeds.index.min())
+        axes.plot([place] * len(others), others, look, color=colour, markerfacecolor="none", zorder=1)
 
 
-def gamma_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str) -> Figure:
+def _sweep_title(text: str, protocol: str, seeds: pd.DataFrame) -> str:
+    hollow = "; hollow: other seeds" if len(seeds) > 1 else ""
+    return f"{text}\n(protocol {protocol}{f', seed {seeds.index.min()}' if len(seeds) else ''}{hollow})"
+
+
+def gamma_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str, seeds: pd.DataFrame) -> Figure:
     """Figure 7: mean F1 over gamma, the weight of the teacher's loss; an axis a data set, one for two readings of it.
 
     Args:
-        frame: of :func:`sweep_frame`.
+        frame: of :func:`~xsta_lib.sweeps.sweep_frame`.
         columns: one or two of its columns; the values of gamma are spaced evenly.
         protocol: named in the title.
+        seeds: of :func:`~xsta_lib.sweeps.seed_frame`; other seeds of the full method are drawn as hollow markers.
     """
-    figure = Figure(figsize=(5, 3), layout="constrained")
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     shared = len({name.removesuffix(ALONE) for name in columns}) == 1
     sides = [axes, axes if shared else axes.twinx()]
+    full = int(frame.index.searchsorted(FULL["gamma"]))
     for side, name, colour, marker in zip(sides, columns, ("#0072B2", "#D55E00"), "os", strict=False):
         side.plot(range(len(frame)), frame[name], color=colour, marker=marker, label=name)
+        _other_seeds(side, full, seeds, name, marker, colour)
         side.set_ylabel("F1 (%)" if shared else f"{name}: F1 (%)", color="black" if shared else colour)
         side.tick_params(axis="y", labelcolor="black" if shared else colour)
         side.spines[["top", "right"] if shared else "top"].set_visible(False)
     if shared:
         axes.legend(frameon=False, fontsize="small")
     axes.set_xticks(range(len(frame)), [f"{value:g}" for value in frame.index])
-    axes.set(xlabel="gamma", title=f"Weight of the teacher's loss (protocol {protocol})")
+    axes.set(xlabel="gamma")
+    axes.set_title(_sweep_title("Weight of the teacher's loss", protocol, seeds), fontsize="medium")
     return figure
 
 
-def layer_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str) -> Figure:
-    """Figure 8: mean F1 over the layer that shares, a line a column of :func:`sweep_frame`."""
-    figure = Figure(figsize=(5, 3), layout="constrained")
+def layer_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str, seeds: pd.DataFrame) -> Figure:
+    """Figure 8: mean F1 over the layer that shares, a line a column; arguments as for :func:`gamma_curve`."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     for name, colour, marker in zip(columns, ("#0072B2", "#D55E00", "#009E73"), "os^", strict=False):
         axes.plot(frame.index, frame[name], color=colour, marker=marker, label=name)
+        _other_seeds(axes, FULL["sharing_layer"], seeds, name, marker, colour)
     axes.set_xticks(frame.index)
-    axes.set(xlabel="sharing layer", ylabel="F1 (%)", title=f"Layer of GDKS (protocol {protocol})")
+    axes.set(xlabel="sharing layer", ylabel="F1 (%)")
+    axes.set_title(_sweep_title("Layer of GDKS", protocol, seeds), fontsize="medium")
     axes.legend(frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -209,16 +202,6 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def sweep_columns(frame: pd.DataFrame, dataset: str) -> list[str]:
-    """The columns that Figures 7 and 8 show: held-out validation, or else target only, and the data set.
-
-    Of a data set without sources, which is read alone, there may be one only.
-    """
-    first = "held-out validation" if "held-out validation" in frame else dataset + ALONE
-    main = dataset if dataset in frame else dataset + ALONE
-    return [name for name in dict.fromkeys((first, main)) if name in frame]
-
-
 def inspection_figures(protocol: str, folder: Path = RESULTS, backbone: str | None = None) -> dict[str, Figure]:
     """Figures 4, 5 and 6 of what :func:`~xsta_lib.inspection.inspect_models` kept, by file name."""
     found = {}
@@ -277,9 +260,9 @@ def _result_figures(results: Sequence[dict], label: str) -> dict[str, Figure]:
     figures = {}
     if len(four_systems(frame)):
         figures = {"figure3": source_target_bars(frame, dataset), "languages": language_bars(frame, dataset)}
-    gamma, layers = sweep_frame(results, "gamma", 0.1), sweep_frame(results, "sharing_layer", 8)
+    gamma, layers, seeds = sweep_frame(results, "gamma"), sweep_frame(results, "sharing_layer"), seed_frame(results)
     if len(gamma) > 1:
-        figures["figure7"] = gamma_curve(gamma, sweep_columns(gamma, dataset), label)
+        figures["figure7"] = gamma_curve(gamma, sweep_columns(gamma, dataset), label, seeds)
     if len(layers) > 1:
-        figures["figure8"] = layer_curve(layers, sweep_columns(layers, dataset), label)
+        figures["figure8"] = layer_curve(layers, sweep_columns(layers, dataset), label, seeds)
     return figures

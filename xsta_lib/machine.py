@@ -2,6 +2,8 @@
 
 import ctypes
 import gc
+import importlib.metadata
+import platform
 import resource
 import signal
 import threading
@@ -17,10 +19,26 @@ from torch import Tensor
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")  # what numbers may depend on
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers may depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def versions_line() -> str:
+    """What a notebook opens with: this package, torch and transformers."""
+    from . import __version__
+
+    found = {name: version.split("+")[0] for name, version in versions().items()}
+    return f"xsta {__version__} | torch {found['torch']} | transformers {found['transformers']}"
+
+
 def has_bf16(device: torch.device | str = "cpu") -> bool:
     """Whether bfloat16 is worth using on a device."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.device(device).type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

@@ -2,7 +2,7 @@
 
 import html
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ RIGHT_TO_LEFT = ("ar",)
 DPI = 150  # what figures are saved with; text is measured in these pixels
 GOLD, PREDICTED, ALONE, TEACHER = "#009E73", "#F0E442", "#555555", "#0072B2"
 TITLES = {"target": "target's own", "teacher": "attentive teacher", "calibrated": "calibrated (X-STA)"}
+CLOSING = "。，、；：？！）」』》】”’"  # may hang over the end of a line, never begin one
 JOINED = ("ARABIC", "DEVANAGARI", "BENGALI", "TELUGU")  # scripts whose letters change with their neighbours
 
 
@@ -109,32 +110,36 @@ class _Column:
         """One paragraph with marked spans; right to left where the language is written so."""
         rtl = language in RIGHT_TO_LEFT
         spans = [(style, span) for style, span in marks if span]
-        x = 0.0
+        x, marked = 0.0, {}
         for start, end, space in units(text, [edge for _, span in spans for edge in span]):
             width = self._measure(text[start:end], weight)
-            if x + width > self.width:
-                x, self.y = 0.0, self.y + self.line
+            if x + width > self.width and text[start:end] not in CLOSING:
+                self._mark(marked)
+                x, marked, self.y = 0.0, {}, self.y + self.line
             at = self.left + (self.width - x - width if rtl else x)
             after = width + (self.space if space else 0)
             for style, (low, high) in spans:
                 if low < end and start < high:
-                    reach = after if high > end else width
-                    self._mark(style, at - (reach - width if rtl else 0), reach)
+                    before = marked.get(style, (at, at + width))
+                    marked[style] = min(before[0], at), max(before[1], at + width)
             options = {"fontsize": self.size, "fontweight": weight, "va": "baseline", "zorder": 3}
             self.axes.text(at, self.y, text[start:end], **options)
             x += after
+        self._mark(marked)
         self.y += self.line
 
-    def _mark(self, style: str, x: float, width: float) -> None:
-        top, high, colour, order = {
-            "gold": (0.32, 0.14, GOLD, 2),
-            "teacher": (-1.08, 0.12, TEACHER, 2),
-            "calibrated": (-0.95, 1.25, PREDICTED, 1),
-            "target": (-0.95, 1.25, ALONE, 2),
-        }[style]
-        place = x, self.y + top * self.em
-        look = {"fill": False, "edgecolor": colour} if style == "target" else {"color": colour, "linewidth": 0}
-        self.axes.add_patch(Rectangle(place, width, high * self.em, zorder=order, **look))
+    def _mark(self, marked: Mapping[str, tuple[float, float]]) -> None:
+        """Draw the marks of a finished line, from left to right in pixels by style."""
+        for style, (left, right) in marked.items():
+            top, high, colour, order = {
+                "gold": (0.32, 0.14, GOLD, 2),
+                "teacher": (-1.08, 0.12, TEACHER, 2),
+                "calibrated": (-0.95, 1.25, PREDICTED, 1),
+                "target": (-0.95, 1.25, ALONE, 2),
+            }[style]
+            place = left, self.y + top * self.em
+            look = {"fill": False, "edgecolor": colour} if style == "target" else {"color": colour, "linewidth": 0}
+            self.axes.add_patch(Rectangle(place, right - left, high * self.em, zorder=order, **look))
 
 
 def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
