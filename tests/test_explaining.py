@@ -14,6 +14,7 @@ from xsta_lib.explaining import (
     cosines,
     explain,
     one_per_passage,
+    own_means_out,
     question_attention,
     question_places,
     sentence_vectors,
@@ -94,6 +95,13 @@ def test_silhouettes_tell_what_vectors_cluster_by(known):
     scores = silhouettes(known)
     assert scores.loc[SPACES[0], "by language"] > 0.9 > 0 > scores.loc[SPACES[0], "by example"]
     assert scores.loc[SPACES[1], "by example"] > 0.9 > 0 > scores.loc[SPACES[1], "by language"]
+
+
+def test_without_their_own_means_languages_do_not_cluster(known):
+    own = own_means_out(known)
+    ((_, x),) = own.spaces.items()
+    np.testing.assert_allclose([x[own.languages == language].mean(0) for language in "abcd"], 0, atol=1e-12)
+    assert silhouettes(own)["by language"].iloc[0] < 0 and known.spaces[SPACES[0]].mean() > 0.01  # untouched
 
 
 def test_cosines_are_those_of_translations_and_of_other_questions(known):

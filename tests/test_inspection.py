@@ -79,6 +79,7 @@ def test_figure_5_has_a_question_of_every_passage_twice(inspected):
     assert 1 < passages < QUESTIONS and places.groupby(["space", "language"]).size().eq(passages).all()
     assert len(places) == 2 * 7 * passages
     assert pd.DataFrame(**record["silhouettes"]).shape == (2, 2) == pd.DataFrame(**record["cosines"]).shape
+    assert pd.DataFrame(**record["own_means"]).shape == (1, 2)
 
 
 def test_figure_6_holds_the_cases_of_the_kept_answers(inspected):

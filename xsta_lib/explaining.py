@@ -4,7 +4,7 @@ Axes: N_T and N_S tokens of the target's and the source's window, H hidden size,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from .corpus import Question
 from .teaching import masked_softmax
 
 SPACES = ("before normalisation", "after normalisation")
+OWN_MEANS = "own means taken out"
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,17 @@ def silhouettes(vectors: SentenceVectors) -> pd.DataFrame:
             for name, label in labels.items()
         }
     )
+
+
+def own_means_out(vectors: SentenceVectors) -> SentenceVectors:
+    """The vectors before normalisation without their languages' means over these very texts.
+
+    What normalisation would take out if its stored means, running averages of training, were those of these texts.
+    """
+    x = vectors.spaces[SPACES[0]].copy()
+    for language in set(vectors.languages):
+        x[vectors.languages == language] -= x[vectors.languages == language].mean(0)
+    return replace(vectors, spaces={OWN_MEANS: x})
 
 
 def cosines(vectors: SentenceVectors) -> pd.DataFrame:

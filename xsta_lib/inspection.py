@@ -24,6 +24,7 @@ from .explaining import (
     cosines,
     explain,
     one_per_passage,
+    own_means_out,
     question_attention,
     sentence_vectors,
     silhouettes,
@@ -108,11 +109,15 @@ def attention_maps(record: Mapping) -> dict[str, pd.DataFrame]:
 
 
 def inspect_sentences(exp: Experiment, test: TestSet) -> dict:
-    """Figure 5: t-SNE places of sentence representations, silhouettes and cosines before and after normalisation."""
+    """Figure 5: t-SNE places of sentence representations, silhouettes and cosines before and after normalisation.
+
+    ``own_means`` has the silhouettes with these texts' own means taken out instead of the stored ones.
+    """
     vectors = sentence_vectors(_predictor(exp), one_per_passage(test.questions, SENTENCES))
     frame = tsne_frame(vectors).astype({"x": float, "y": float}).round(3)
     return {
         "silhouettes": silhouettes(vectors).astype(float).round(4).to_dict("split"),
+        "own_means": silhouettes(own_means_out(vectors)).astype(float).round(4).to_dict("split"),
         "cosines": cosines(vectors).astype(float).round(4).to_dict("split"),
         "places": frame.to_dict("split", index=False),
     }
