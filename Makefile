@@ -16,14 +16,14 @@ export MALLOC_TRIM_THRESHOLD_ = 68719476736
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebooks,test]"
 	@touch $@
 
-# Train zero-shot, trans-train and X-STA on the embedded corpus, compare them, run the notebooks, write figures/.
+# Train zero-shot, trans-train and X-STA on the embedded corpus, compare them, run the notebooks; all goes to runs/.
 demo: .venv/.ready
 	$(BIN)/xsta demo
 	@for notebook in $(NOTEBOOKS); do \
 	  echo "running $$notebook"; mkdir -p runs/notebooks; \
 	  $(BIN)/papermill --cwd notebooks $$notebook runs/notebooks/$$(basename $$notebook) || exit 1; \
 	done
-	@echo "Done. Open figures/ or the executed notebooks in runs/notebooks/."
+	@echo "Done. Open runs/figures/ or the executed notebooks in runs/notebooks/."
 
 test: .venv/.ready
 	$(BIN)/ruff check .

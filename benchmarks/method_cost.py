@@ -15,24 +15,25 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 
-from xsta_lib.backbones import load_tokenizer
-from xsta_lib.batching import Part, collate, rows_of
-from xsta_lib.configuration import XStaConfig
-from xsta_lib.corpus import write_text_atomically
-from xsta_lib.evaluation import provenance
-from xsta_lib.features import build_windows, pair_windows
-from xsta_lib.machine import has_bf16, to_device
-from xsta_lib.modeling import XStaForQuestionAnswering
-from xsta_lib.passes import clear_gradients, tune_passes
-from xsta_lib.protocols import load_protocol
-from xsta_lib.training import make_optimizer
-from xsta_lib.training_config import TrainingConfig
+from xsta_lib.baselines.mixup import MixupConfig, MixupForQuestionAnswering
+from xsta_lib.data.batches import Part, collate, rows_of
+from xsta_lib.data.files import write_text_atomically
+from xsta_lib.data.protocols import load_protocol
+from xsta_lib.data.windows import build_windows, pair_windows
+from xsta_lib.encoders.backbones import load_tokenizer
+from xsta_lib.model.configuration import XStaConfig
+from xsta_lib.model.modeling import XStaForQuestionAnswering
+from xsta_lib.prediction.evaluation import provenance
+from xsta_lib.training.cpu import clear_gradients, tuned
+from xsta_lib.training.machine import has_bf16
+from xsta_lib.training.trainer import Passes, TrainingConfig, make_optimizer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CONFIGS = {
     "trans-train": XStaConfig.plain(),
-    "x-mixup": XStaConfig.mixup(),
+    "x-mixup": MixupConfig(),
     "x-sta": XStaConfig(),
     "x-sta w/o gdks": XStaConfig(without=["gdks"]),
     "x-sta w/o atgc": XStaConfig(without=["atgc", "rep_norm"]),
@@ -59,17 +60,18 @@ class Bench:
 
     def __init__(self, name: str, backbone: str, batch: dict, device: str):
         torch.manual_seed(0)
-        self.model, _ = XStaForQuestionAnswering.from_backbone(backbone, CONFIGS[name], ["en", "de"], dropout=0.0)
+        made = MixupForQuestionAnswering if name == "x-mixup" else XStaForQuestionAnswering
+        self.model, _ = made.from_backbone(backbone, CONFIGS[name], ["en", "de"], dropout=0.0)
         self.model.to(device)
         self.optimizer = make_optimizer(self.model, TrainingConfig(steps=1))
         self.pairs, self.batch, self.device = CONFIGS[name].reads_pairs, batch, device
         self.bf16 = has_bf16(device)
-        tune_passes(self.model, torch.device(device), self.bf16)
+        self.passes = Passes(self.model)
 
     def losses(self) -> list[torch.Tensor]:
         """The loss of the pair, or of its two sides read one by one."""
         if self.pairs:
-            return [self.model(**self.batch).loss]
+            return [self.passes(**self.batch).loss]
         source = {**self.batch["source"], "language": "en"}
         return [self.model(**source).loss, self.model(**alone(self.batch)).loss]
 
@@ -102,7 +104,7 @@ class Bench:
             inputs = {name: self.batch[name] for name in wanted}
             if self.pairs:
                 inputs["source"] = {name: self.batch["source"][name] for name in ("input_ids", "attention_mask")}
-            self.model(**inputs)
+            self.passes(**inputs)
         self._sync()
         return time.perf_counter() - began
 
@@ -110,14 +112,15 @@ class Bench:
 def measure(name: str, backbone: str, batch: dict, device: str, rounds: int) -> dict[str, dict[str, float]]:
     """Seconds of one method, and its ratios to trans-train, which takes turns with it in every round."""
     bench, reference = Bench(name, backbone, batch, device), Bench("trans-train", backbone, batch, device)
-    for warm in (bench, reference):
-        warm.train(), warm.predict()
     found: dict[str, list[float]] = {"train": [], "train_ratio": [], "predict": [], "predict_ratio": []}
-    for _ in range(rounds):
-        for kind in ("train", "predict"):
-            own, base = getattr(bench, kind)(), getattr(reference, kind)()
-            found[kind].append(own)
-            found[f"{kind}_ratio"].append(own / base)
+    with tuned(bench.model, bench.bf16), tuned(reference.model, reference.bf16):
+        for warm in (bench, reference):
+            warm.train(), warm.predict()
+        for _ in range(rounds):
+            for kind in ("train", "predict"):
+                own, base = getattr(bench, kind)(), getattr(reference, kind)()
+                found[kind].append(own)
+                found[f"{kind}_ratio"].append(own / base)
     return {
         kind: {"median": statistics.median(values), "min": min(values), "max": max(values)}
         for kind, values in found.items()
@@ -132,7 +135,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="e5-small-q4")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    batch = to_device(pair_batch(load_tokenizer(args.backbone), args.rows), torch.device(args.device))
+    batch = send_to_device(pair_batch(load_tokenizer(args.backbone), args.rows), torch.device(args.device))
     methods = {}
     for name in CONFIGS:
         methods[name] = measure(name, args.backbone, batch, args.device, args.rounds)

@@ -16,28 +16,80 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
-from xsta_lib.answering import Predictor
-from xsta_lib.batching import Row, collate, collate_shared, epoch_batches, rows_of
-from xsta_lib.configuration import XStaConfig
-from xsta_lib.corpus import CorpusError, write_text_atomically
-from xsta_lib.evaluation import provenance
-from xsta_lib.experiments import experiment, training_parts
-from xsta_lib.features import window_cache
-from xsta_lib.machine import has_bf16, matmul_rate, peak_memory_bytes, to_device, training_flops
-from xsta_lib.modeling import XStaForQuestionAnswering
-from xsta_lib.passes import clear_gradients
-from xsta_lib.protocols import ProtocolData, load_protocol
-from xsta_lib.training import make_optimizer
-from xsta_lib.training_config import TrainingConfig
+from xsta_lib.data.batches import Row, collate, collate_shared, epoch_batches, rows_of
+from xsta_lib.data.files import write_text_atomically
+from xsta_lib.data.protocols import ProtocolData, load_protocol
+from xsta_lib.data.squad import CorpusError
+from xsta_lib.data.windows import window_cache
+from xsta_lib.experiments.experiment import experiment
+from xsta_lib.experiments.run import training_parts
+from xsta_lib.model.configuration import XStaConfig
+from xsta_lib.model.modeling import XStaForQuestionAnswering
+from xsta_lib.prediction.evaluation import provenance
+from xsta_lib.prediction.predictor import Predictor
+from xsta_lib.training.cpu import clear_gradients, tuned
+from xsta_lib.training.machine import has_bf16, peak_memory_bytes
+from xsta_lib.training.trainer import Passes, TrainingConfig, make_optimizer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PLAIN_LENGTH = 384
+
+
+def matmul_rate(device: torch.device | str = "cpu", size: int | None = None, rounds: int = 5) -> float:
+    """Floating point operations a second of large square matrix products, the best of some, in the training precision.
+
+    Args:
+        device: where.
+        size: rows and columns; by default 2048 on a CPU and 8192 on a GPU.
+        rounds: how many products are timed.
+    """
+    device = torch.device(device)
+    size = size or (2048 if device.type == "cpu" else 8192)
+    dtype = torch.bfloat16 if has_bf16(device) else torch.float32
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(rounds + 1):  # the first one warms up
+        began = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def training_flops(model: torch.nn.Module, lengths: Sequence[int]) -> float:
+    """Arithmetic of reading windows of some lengths forward and backward: the encoder's products, nothing else.
+
+    A multiply and an add count as two; backward costs twice forward. Embeddings, padding, the span head, the teacher
+    and the losses are left out.
+
+    Args:
+        model: an :class:`~xsta_lib.model.modeling.XStaForQuestionAnswering`.
+        lengths: real tokens of each window.
+    """
+    weights = sum(p.numel() for p in model.encoder.encoder.parameters() if p.ndim == 2)
+    config = model.config.encoder
+    attention = 4 * config.num_hidden_layers * config.hidden_size
+    return 3 * sum(2 * weights * length + attention * length**2 for length in lengths)
+
+
+class PlainPredictor(Predictor):
+    """Answers with the model as it is, batches read whole."""
+
+    @contextmanager
+    def passes(self) -> Iterator[None]:
+        """Passes without gradients, and nothing else."""
+        self.model.eval()
+        with torch.inference_mode():
+            yield
 
 
 class Way:
@@ -57,15 +109,11 @@ class Way:
         self.optimizer = make_optimizer(self.model, TrainingConfig(steps=1, learning_rate=1e-4))
         self.bf16 = not plain and has_bf16(self.device)
         self.multiple = PLAIN_LENGTH if plain else 32
-        self.predictor = Predictor(
-            self.model,
-            self.tokenizer,
-            cache=window_cache(),
-            autocast=self.bf16,
-            multiple=PLAIN_LENGTH if plain else 8,
-        )
-        if plain:  # undo what the predictor chose for the device
-            self.model.rows_per_pass = 0
+        make, multiple = (PlainPredictor, PLAIN_LENGTH) if plain else (Predictor, 8)
+        options = {"cache": window_cache(), "autocast": self.bf16, "multiple": multiple}
+        self.predictor = make(self.model, self.tokenizer, **options)
+        self.passes = Passes(self.model)
+        if plain:
             self.model.encoder.set_attn_implementation("eager")
 
     def clock(self) -> float:
@@ -76,10 +124,10 @@ class Way:
 
     def loss(self, inputs: dict) -> torch.Tensor:
         """The objective of one batch; the plain way reads an English pair as two windows."""
-        loss = self.model(**inputs).loss
+        loss = self.passes(**inputs).loss
         if self.plain and "source" not in inputs:
             alpha = self.model.config.alpha
-            return alpha * loss + (1 - alpha) * self.model(**inputs).loss
+            return alpha * loss + (1 - alpha) * self.passes(**inputs).loss
         return loss
 
     def train(self, parts: Sequence, batch: Sequence[Row], shared: bool = False) -> tuple[float, float]:
@@ -87,8 +135,9 @@ class Way:
         self.model.train()
         began = self.clock()
         make = collate_shared if shared else collate
-        inputs = to_device(make(parts, batch, self.tokenizer.pad_token_id, self.multiple), self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        inputs = send_to_device(make(parts, batch, self.tokenizer.pad_token_id, self.multiple), self.device)
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        with autocast:
             loss = self.loss(inputs)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -100,14 +149,16 @@ class Way:
         """Answer the questions of all languages: seconds, and texts by language."""
         began = self.clock()
         if not self.plain:
-            found = self.predictor.predict(questions, source)
+            found = self.predictor.predict(questions, source)["calibrated"]
         else:
             found = {}
             for language, part in questions.items():
-                found |= self.predictor.predict({language: part}, source)
+                found |= self.predictor.predict({language: part}, source)["calibrated"]
                 if language == self.model.config.source_language:  # its pair is English twice
                     self.predictor.predict({language: part}, source)
-        return self.clock() - began, {language: answers.texts["calibrated"] for language, answers in found.items()}
+        return self.clock() - began, {
+            language: {key: one.text for key, one in part.items()} for language, part in found.items()
+        }
 
 
 def window_lengths(parts: Sequence, batch: Sequence[Row]) -> list[int]:
@@ -198,9 +249,9 @@ def measure_paper_size(device: str, config: dict, rows: int, length: int, steps:
         encoder = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **config)
         layer = min(8, encoder.num_hidden_layers)
         model = XStaForQuestionAnswering(XStaConfig(encoder=encoder, languages=["en", "de"], sharing_layer=layer))
-        model.to(device).train()
+        passes = Passes(model.to(device).train())
         if name == "compiled":
-            model.compile(dynamic=True)
+            passes.compile(dynamic=True)
         optimizer = make_optimizer(model, TrainingConfig(steps=1))
         side = {
             "input_ids": torch.randint(5, encoder.vocab_size, (rows, length), device=device),
@@ -210,7 +261,7 @@ def measure_paper_size(device: str, config: dict, rows: int, length: int, steps:
         }
         inputs = {**side, "language": "de", "source": side, "question_ids": torch.arange(rows, device=device)}
 
-        def step(model=model, optimizer=optimizer, inputs=inputs) -> None:
+        def step(model=passes, optimizer=optimizer, inputs=inputs) -> None:
             with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=has_bf16(device)):
                 loss = model(**inputs).loss
             loss.backward()
@@ -256,10 +307,11 @@ def run(args: argparse.Namespace) -> dict:
     questions = {language: part[: args.questions] for language, part in test.questions.items()}
     rate = matmul_rate(torch.device(args.device))
     record = {"protocol": data.name, "rows": len(chosen), "questions": args.questions, "backbone": args.backbone}
-    record |= measure_training(fast, plain, parts, chosen)
+    with tuned(fast.model, fast.bf16):
+        record |= measure_training(fast, plain, parts, chosen)
+        record |= measure_sharing(fast, parts, rows, min(96, args.rows))
     record["matmul_flops_per_second"] = rate
     record["matmul_utilisation"] = record["train_flops_per_second"] / rate
-    record |= measure_sharing(fast, parts, rows, min(96, args.rows))
     record |= measure_answering(fast, plain, questions, test.source[: args.questions])
     record["peak_memory_bytes"] = peak_memory_bytes()  # of the process, with both ways' models
     if args.device != "cpu":

@@ -8,7 +8,8 @@ from hashlib import sha256
 
 import nbformat
 
-from xsta_lib.experiments import experiment, run_folder
+from xsta_lib.experiments.experiment import experiment
+from xsta_lib.experiments.run import run_folder
 
 BAR = "application/vnd.jupyter.widget-view+json"
 MODEL = run_folder(experiment("demo", "x-sta")) / "model" / "model.safetensors"

@@ -104,14 +104,12 @@ def multi_head_attention(
 # Section 3.2: Gradient-Disentangled Knowledge Sharing
 
 
-def correction_input_and_source(
-    h_s: Array, h_t: Array, m_s: Array, m_t: Array, weight: Array, bias: Array
-) -> tuple[Array, Array]:
-    """Section 3.2, first equation, S not T: the input of f, and h~_S = h_S + f(h_S, h_T) without dropout.
+def corrected_source(h_s: Array, h_t: Array, m_s: Array, m_t: Array, weight: Array, bias: Array) -> Array:
+    """Section 3.2, first equation, S not T: h~_S = h_S + f(h_S, h_T), (B, N_S, H), without dropout.
 
-    Source and target vectors of the same position, in that order. Padding, and what the target lacks, is zero.
+    f reads source and target vectors of the same position, in that order. Padding, and what the target lacks, is zero.
     The result has the source's length, so a longer target is cut. h_S itself is left as it is on padding.
-    h_s (B, N_S, H), h_t (B, N_T, H), weight (H, 2H), bias (H,). Returns (B, N_S, 2H) and (B, N_S, H).
+    h_s (B, N_S, H), h_t (B, N_T, H), weight (H, 2H), bias (H,).
     """
     batch, n_s, hidden = h_s.shape
     both = np.zeros((batch, n_s, 2 * hidden))
@@ -121,12 +119,7 @@ def correction_input_and_source(
                 both[row, i, :hidden] = h_s[row, i]
             if i < h_t.shape[1] and m_t[row, i]:
                 both[row, i, hidden:] = h_t[row, i]
-    return both, h_s + linear(both, weight, bias)
-
-
-def corrected_source(h_s: Array, h_t: Array, m_s: Array, m_t: Array, weight: Array, bias: Array) -> Array:
-    """Section 3.2, first equation, S not T: h~_S (B, N_S, H). See correction_input_and_source."""
-    return correction_input_and_source(h_s, h_t, m_s, m_t, weight, bias)[1]
+    return h_s + linear(both, weight, bias)
 
 
 def gdks(
@@ -235,8 +228,6 @@ def teacher(
     release: values are logits (B, N_S, 2) and so is the result; softmax_over_real of it is the distribution.
     h_t (B, N_T, H) and h_s (B, N_S, H) are normalised.
     """
-    if variant not in ("renormalised", "raw", "release"):
-        raise ValueError(f"variant {variant!r}: use renormalised, raw or release")
     attention = teacher_attention(h_t, h_s, m_s, wq, bq, wk, bk, heads)
     result = np.zeros((len(h_t), h_t.shape[1], 2))
     for row in range(len(h_t)):

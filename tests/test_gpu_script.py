@@ -3,22 +3,15 @@
 import json
 import subprocess
 
-from project import BIN, copy_project
+from project import BIN, copy_project, write_corpus
 from tiny import write_tiny_e5
 
-from xsta_lib.corpus import write_squad
-from xsta_lib.experiment_config import backbone_tag
-from xsta_lib.protocols import load_protocol
+from xsta_lib.experiments.experiment import backbone_tag
 
 
 def test_one_command_measures_trains_and_draws(tmp_path):
     environment = copy_project(tmp_path, "benchmarks/gpu.sh", "benchmarks/throughput.py", "data/paper")
-    data = load_protocol("demo")
-    texts = []
-    for split, questions in (("train", {"en": data.train, **data.parallel}), ("test", data.tests[0].questions)):
-        for language in ("en", "de"):
-            write_squad(tmp_path / "own" / "mine" / f"{split}.{language}.json", questions[language][:10])
-            texts += [q.question + q.context for q in questions[language][:10]]
+    texts = write_corpus(tmp_path / "own" / "mine", 10)
     tiny = write_tiny_e5(tmp_path / "tiny.bin", texts=texts, layers=8)
     environment |= {
         "PROTOCOL": str(tmp_path / "own" / "mine"),
@@ -33,11 +26,8 @@ def test_one_command_measures_trains_and_draws(tmp_path):
     record = json.loads(next((tmp_path / "benchmarks" / "results").glob("throughput-cpu-*.json")).read_text("utf-8"))
     assert record["protocol"] == "mine" and record["train_speedup"] > 0
     results = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "results" / "mine").glob("*.json")]
-    assert sorted((r["method"], r["source"]) for r in results) == [
-        ("x-sta", "gold"),
-        ("x-sta", "none"),
-        ("zero-shot", "none"),
-    ]
+    found = sorted((result["method"], result["source"]) for result in results)
+    assert found == [("x-sta", "gold"), ("x-sta", "none"), ("zero-shot", "none")]
     setting = f"{backbone_tag('mine', str(tiny))}-epochs-0.5-batch_size-4-precision-fp32"
     assert (tmp_path / "figures" / f"figure3-mine-{setting}.png").exists()
     assert (tmp_path / "results" / "mine" / f"tables-{setting}.md").exists()

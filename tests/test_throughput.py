@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy import HIDDEN, encoder_config
 
 from xsta_lib import XStaConfig, XStaForQuestionAnswering
-from xsta_lib.machine import training_flops
-from xsta_lib.protocols import load_protocol
+from xsta_lib.data.protocols import load_protocol
+from xsta_lib.training.trainer import Passes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import throughput  # noqa: E402
@@ -33,7 +33,7 @@ def test_both_ways_agree_and_everything_is_measured(tmp_path, monkeypatch):
 
 
 def test_utilisation_at_the_papers_size_runs(monkeypatch):
-    monkeypatch.setattr(XStaForQuestionAnswering, "compile", lambda self, **options: None)  # minutes
+    monkeypatch.setattr(Passes, "compile", lambda self, **options: None)  # minutes
     config = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     found = throughput.measure_paper_size("cpu", config | {"intermediate_size": 48}, rows=2, length=16, steps=2)
     assert set(found) == {"paper_size_eager_utilisation", "paper_size_compiled_utilisation"}
@@ -49,4 +49,4 @@ def test_arithmetic_of_a_window_is_counted_as_torch_counts_it():
     with FlopCounterMode(display=False) as counter:
         model.encoder(**inputs)
     pooler = 2 * HIDDEN**2 if getattr(model.encoder, "pooler", None) is not None else 0
-    assert 3 * (counter.get_total_flops() - pooler) == pytest.approx(training_flops(model, [length]))
+    assert 3 * (counter.get_total_flops() - pooler) == pytest.approx(throughput.training_flops(model, [length]))

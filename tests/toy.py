@@ -1,24 +1,27 @@
 """Tiny random X-STA models and ragged batches of language pairs, shared by the tests of the model."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedConfig, XLMRobertaConfig
 
-from xsta_lib import XStaConfig, XStaForQuestionAnswering
+from xsta_lib.baselines.mixup import MixupConfig, MixupForQuestionAnswering
+from xsta_lib.data.protocols import ProtocolData, TestSet
+from xsta_lib.data.squad import Answer, Question
+from xsta_lib.model.configuration import XStaConfig
+from xsta_lib.model.modeling import Encoded, XStaForQuestionAnswering, XStaOutput
+from xsta_lib.training.trainer import Passes
 
 HIDDEN, HEADS, VOCABULARY = 32, 4, 60
 LANGUAGES = ["en", "de", "es"]
-PRESETS = {
-    "paper": XStaConfig,
-    "release": XStaConfig.release,
-    "mixup": XStaConfig.mixup,
-    "plain": XStaConfig.plain,
-}
+PAIRED = ["paper", "release"]
+PRESETS = {"paper": XStaConfig, "release": XStaConfig.release, "mixup": MixupConfig, "plain": XStaConfig.plain}
+MODELS = {"mixup": MixupForQuestionAnswering}
 PAD = {"bert": 0, "xlm-roberta": 1}
+KINDS = list(PAD)
 
 torch.set_num_threads(1)  # threads cost far more than these sizes are worth
 
@@ -47,8 +50,16 @@ def stir(module: nn.Module, amount: float = 0.1) -> None:
             parameter.add_(torch.randn_like(parameter), alpha=amount)
 
 
+def tiny_config(
+    preset: str = "paper", kind: str = "bert", layers: int = 2, dropout: float = 0.0, **changes: Any
+) -> XStaConfig:
+    """The configuration of a preset's :func:`tiny_model`."""
+    values = {"languages": LANGUAGES, "sharing_layer": 2, "sharing_dropout": dropout} | changes
+    return PRESETS[preset](encoder=encoder_config(kind, layers, dropout), **values)
+
+
 def tiny_model(
-    preset: str | Callable[..., XStaConfig] = "paper",
+    preset: str = "paper",
     kind: str = "bert",
     *,
     layers: int = 2,
@@ -57,10 +68,8 @@ def tiny_model(
     **changes: Any,
 ) -> XStaForQuestionAnswering:
     """A model of a preset with random weights in float32 and training mode; ``changes`` go to its configuration."""
-    make = PRESETS[preset] if isinstance(preset, str) else preset
-    values = {"languages": LANGUAGES, "sharing_layer": 2, "sharing_dropout": dropout} | changes
     torch.manual_seed(seed)
-    model = XStaForQuestionAnswering(make(encoder=encoder_config(kind, layers, dropout), **values))
+    model = MODELS.get(preset, XStaForQuestionAnswering)(tiny_config(preset, kind, layers, dropout, **changes))
     stir(model)
     return model.train()
 
@@ -104,7 +113,7 @@ def pair_batch(
     source_lengths: Sequence[int] = (6, 8, 7, 4),
     language: str = "de",
 ) -> dict[str, Any]:
-    """Arguments of the model's ``forward`` for a training step; two rows belong to one question.
+    """A batch of a training step, as :func:`both_passes` takes it; two rows belong to one question.
 
     Source and target share no token, so gradients of the embeddings tell which side they came from.
     """
@@ -115,6 +124,27 @@ def pair_batch(
     batch["language"] = language
     batch["question_ids"] = torch.tensor([0, 1, 0, 2])[: len(target_lengths)]
     return batch
+
+
+def both_passes(model: XStaForQuestionAnswering, batch: dict[str, Any], **options: Any) -> XStaOutput:
+    """The source's pass, if there is one, then the target's; ``options`` go to the model's ``forward``."""
+    return Passes(model)(**batch, **options)
+
+
+def source_pass(model: XStaForQuestionAnswering, batch: dict[str, Any]) -> Encoded:
+    """The source's own pass, without its gold positions."""
+    return model.encode(batch["source"]["input_ids"], batch["source"]["attention_mask"], "en")
+
+
+def target_pass(model: XStaForQuestionAnswering, batch: dict[str, Any], source: Encoded | None) -> Encoded:
+    """The target's pass, without its gold positions."""
+    return model.encode(batch["input_ids"], batch["attention_mask"], batch["language"], source)
+
+
+def gradients(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Gradients of one step, by name."""
+    both_passes(model, batch).loss.backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
 def without_gold(batch: dict[str, Any]) -> dict[str, Any]:
@@ -139,10 +169,28 @@ def trained_statistics(model: XStaForQuestionAnswering, kind: str = "bert") -> X
     model.train()
     with torch.no_grad():
         for seed, language in enumerate(["de", "es", "de"]):
-            model(**pair_batch(10 + seed, kind, language=language))
+            both_passes(model, pair_batch(10 + seed, kind, language=language))
     return model.eval()
 
 
 def twin(model: XStaForQuestionAnswering) -> XStaForQuestionAnswering:
     """A deep copy, so that running averages and gradients stay apart."""
     return copy.deepcopy(model)
+
+
+def toy_questions(template: str, question: str) -> list[Question]:
+    """Sixteen questions whose answer stands in one place of a short context."""
+    found = []
+    for i in range(16):
+        place = ["Paris", "the city", "a river", "Rome"][i % 4]
+        context = template.format(i) + place + "."
+        answer = Answer(place, context.index(place))
+        found.append(Question(f"q{i}", question.format(i), context, (answer,), f"article {i % 5}"))
+    return found
+
+
+def toy_protocol() -> ProtocolData:
+    """English questions and their German translations, by the same ids."""
+    train = toy_questions("River {} is in ", "Where is river {}?")
+    german = toy_questions("Der Fluss {} ist in ", "Wo ist Fluss {}?")
+    return ProtocolData("toy", train, {"de": german}, train, TestSet("validation", "squad", {}), [])

@@ -1,0 +1,220 @@
+"""Reading, validating and writing of SQuAD-format files, with real faults in real files; large files."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from xsta_lib.data.files import replacing, write_text_atomically
+from xsta_lib.data.squad import Answer, CorpusError, Library, Question, locate, read_squad, write_squad
+
+CONTEXT = "The mill stands by the river. Behind the mill grows an old oak."
+
+
+def entry(key: str = "1", question: str = "Where?", *answers: tuple[str, int]) -> dict:
+    """One item of ``qas``."""
+    return {"id": key, "question": question, "answers": [{"text": t, "answer_start": s} for t, s in answers]}
+
+
+def document(*entries: dict, context: str = CONTEXT) -> dict:
+    """A SQuAD document of one paragraph."""
+    return {"version": "1.1", "data": [{"title": "Mill", "paragraphs": [{"context": context, "qas": list(entries)}]}]}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a document (or raw bytes) to a file and returns its path."""
+
+    def to_file(content: object, name: str = "file.json") -> Path:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content, ensure_ascii=False).encode())
+        return path
+
+    return to_file
+
+
+def refusal(path: Path, **options: object) -> str:
+    """The message with which a file is refused; it names the file."""
+    with pytest.raises(CorpusError) as caught:
+        read_squad(path, **options)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_good_file_is_read_whole(write):
+    good = document(entry("a", "Where?", ("by the river", 16)), entry("b", "What grows?", ("an old oak", 52)))
+    questions, report = read_squad(write(good))
+    assert questions == [
+        Question("a", "Where?", CONTEXT, (Answer("by the river", 16),), "Mill"),
+        Question("b", "What grows?", CONTEXT, (Answer("an old oak", 52),), "Mill"),
+    ]
+    assert [q.context[a.start : a.end] for q in questions for a in q.answers] == ["by the river", "an old oak"]
+    assert str(report) == "file.json: 2 questions"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b" \n\n", "the file is empty"),
+        (b'{"data": [\n {"title": ', "not JSON at line 2, column 12"),
+        ('{"data": "é"}'.encode("latin-1"), "byte 10 is not UTF-8"),
+        ('{"data": []}'.encode("utf-16"), "byte 0 is not UTF-8"),
+        ([1], "no list under the key 'data'"),
+        ({"data": {}}, "no list under the key 'data'"),
+        ({"data": []}, "holds no question"),
+        ({"data": ["x"]}, "article 0 lacks 'paragraphs'"),
+        ({"data": [{"title": "x"}]}, "article 0 lacks 'paragraphs' (a list)"),
+        ({"data": [{"paragraphs": [{"qas": []}]}]}, "article 0, paragraph 0 lacks 'context' (text)"),
+        ({"data": [{"paragraphs": [{"context": "x"}]}]}, "article 0, paragraph 0 lacks 'qas' (a list)"),
+        (document({"question": "?", "answers": []}), "article 0, paragraph 0 lacks 'id' (text)"),
+        (document({"id": 7, "question": "?", "answers": []}), "lacks 'id' (text)"),
+        (document({"id": "7", "answers": []}), "question 7 lacks 'question' (text)"),
+        (document({"id": "7", "question": "?"}), "question 7 lacks 'answers' (a list)"),
+        (document({"id": "7", "question": "?", "answers": [{"text": "x"}]}), "question 7 lacks 'answer_start'"),
+        (document({"id": "7", "question": "?", "answers": [{"answer_start": 1}]}), "question 7 lacks 'text'"),
+        (document(entry("1", "?", ("x", 0))), "1 rejected, first: ('1', 'answer not in its context')"),
+    ],
+)
+def test_a_broken_file_is_refused_with_file_and_place(write, content, message):
+    assert message in refusal(write(content))
+
+
+def test_a_missing_or_unreadable_file_says_what_to_do(tmp_path):
+    assert "run 'xsta download' or set XSTA_DATA" in refusal(tmp_path / "absent.json")
+    (tmp_path / "folder.json").mkdir()
+    assert "cannot be read" in refusal(tmp_path / "folder.json")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_refused(write):
+    path = write(document(entry("1", "?", ("mill", 4))))
+    path.chmod(0)
+    assert "check the file and its permissions" in refusal(path)
+
+
+def test_a_byte_order_mark_does_no_harm(write):
+    path = write(b"\xef\xbb\xbf" + json.dumps(document(entry("1", "?", ("mill", 4)))).encode())
+    assert len(read_squad(path)[0]) == 1
+
+
+@pytest.mark.parametrize(("given", "true"), [(4, 4), (5, 4), (30, 41), (41, 41), (-1, 4), (999, 41)])
+def test_an_answer_moves_to_its_nearest_occurrence(write, given, true):
+    questions, report = read_squad(write(document(entry("1", "?", ("mill", given)))))
+    assert questions[0].answers == (Answer("mill", true),)
+    assert report.repaired == (given != true)
+
+
+def test_locate_says_where_a_text_does_not_occur():
+    assert locate("abc", "x", 0) == -1
+    assert locate("aaaa", "aa", 1) == 1  # overlapping occurrences count
+
+
+def test_a_question_whose_answer_does_not_occur_is_rejected_by_id(write):
+    bad = document(
+        entry("good", "?", ("river", 23)),
+        entry("bad", "?", ("River", 23)),
+        entry("none", "?"),
+        entry("0", "?", ("", 0)),
+    )
+    questions, report = read_squad(write(bad))
+    assert [q.id for q in questions] == ["good"]
+    assert report.rejected == {"bad": "answer not in its context", "none": "no answer", "0": "empty answer"}
+    assert report.repaired == 0
+    assert str(report).endswith("3 rejected: bad (answer not in its context), none (no answer), 0 (empty answer)")
+
+
+def test_a_repair_of_a_rejected_question_is_not_counted(write):
+    one = entry("1", "?", ("mill", 5), ("castle", 0))
+    _, report = read_squad(write(document(one, entry("2", "?", ("mill", 4)))))
+    assert (report.kept, report.repaired, list(report.rejected)) == (1, 0, ["1"])
+
+
+def test_offsets_count_code_points(write):
+    context = "𝔘𝔫𝔡 🎉 die Mühle"
+    questions, report = read_squad(write(document(entry("1", "?", ("Mühle", 10)), context=context)))
+    assert questions[0].answers == (Answer("Mühle", 10),) and report.repaired == 0
+    escaped = json.dumps(document(entry("1", "?", ("Mühle", 10)), context=context)).encode()  # \ud835\udd18...
+    assert read_squad(write(escaped, "escaped.json"))[0] == questions
+    counted_in_utf16, report = read_squad(write(document(entry("1", "?", ("Mühle", 14)), context=context)))
+    assert counted_in_utf16 == questions and report.repaired == 1
+
+
+def test_half_a_surrogate_pair_rejects_its_question_only(write):
+    broken = document(entry("cut", "\ud83c?", ("mill", 4)), entry("whole", "?", ("mill", 4)))
+    questions, report = read_squad(write(json.dumps(broken).encode()))
+    assert [q.id for q in questions] == ["whole"] and report.rejected == {"cut": "broken Unicode"}
+
+
+def test_repeated_ids_with_one_answer_each_are_merged(write):
+    repeated = document(entry("1", "?", ("mill", 4)), entry("2", "?", ("oak", 59)), entry("1", "?", ("mill", 41)))
+    questions, report = read_squad(write(repeated))
+    assert [q.id for q in questions] == ["1", "2"]
+    assert questions[0].answers == (Answer("mill", 4), Answer("mill", 41))
+    assert (report.kept, report.merged) == (2, 1)
+
+
+def test_one_id_for_two_questions_is_refused_or_kept_once(write):
+    path = write(document(entry("1", "Where?", ("mill", 4)), entry("1", "What?", ("oak", 59))))
+    assert "id 1 stands for two different questions" in refusal(path)
+    questions, report = read_squad(path, repeats="first")
+    assert [q.question for q in questions] == ["Where?"] and (report.merged, report.repeats) == (0, 1)
+    assert "1 repeated ids with another text left out" in str(report)
+
+
+def test_an_emptied_test_set_is_refused_unless_it_needs_no_answers(write):
+    path = write(document(*(entry(str(i), "?", ("", 0)) for i in range(20)), entry("x", "?", ("mill", 4))))
+    assert "emptied, as in XTREME's copies" in refusal(path)
+    assert len(read_squad(path, labelled=False)[0]) == 21
+    path = write(document({"id": "1", "question": "?"}))
+    assert read_squad(path, labelled=False)[0] == [Question("1", "?", CONTEXT, (), "Mill")]
+
+
+def test_what_is_written_reads_back(tmp_path):
+    questions = [
+        Question("1", "Wo?", "𝔄 Mühle", (Answer("Mühle", 2),), "eins"),
+        Question("2", "कहाँ?", "नदी के पास", (Answer("नदी", 0), Answer("पास", 7)), "zwei"),
+        Question("3", "Wer?", "𝔄 Mühle", (Answer("𝔄", 0),), "eins"),
+    ]
+    write_squad(tmp_path / "new" / "folder" / "file.json", questions)
+    found, report = read_squad(tmp_path / "new" / "folder" / "file.json")
+    assert sorted(found, key=lambda q: q.id) == questions and report.repaired == 0
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["file.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.json"
+    write_text_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomically(path, "new \ud800")  # fails while the temporary file is open
+    assert path.read_text("utf-8") == "old" and list(tmp_path.iterdir()) == [path]
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        write_text_atomically(tmp_path / "taken", "text")  # fails at the renaming
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["file.json", "taken"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    for content in ("first", "second"):
+        with replacing(tmp_path / "new") as part:
+            part.mkdir()
+            (part / "file").write_text(content)
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "nothing"):
+        pass
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "half") as part:
+        part.mkdir()
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["new"] and (tmp_path / "new" / "file").read_text() == "second"
+
+
+def test_ids_without_a_source_are_counted_or_refused_with_three_of_each_side(tmp_path):
+    found = [Question(key, "?", CONTEXT, (Answer("mill", 4),)) for key in ("e1", "e2", "e3", "e4", "s5")]
+    write_squad(tmp_path / "file.json", found)
+    library = Library(tmp_path)
+    sources = [Question(f"s{number}", "?", CONTEXT, ()) for number in range(1, 6)]
+    assert library.read(Path("file.json"), sources, minimum=0.2) == found
+    assert [report.unmatched for report in library.reports] == [4]
+    with pytest.raises(CorpusError, match="file.json: only 20% of the target ids.*at least 90%") as caught:
+        library.read(Path("file.json"), sources, minimum=0.9)
+    assert "['e1', 'e2', 'e3']" in str(caught.value) and "['s1', 's2', 's3']" in str(caught.value)

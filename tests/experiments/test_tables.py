@@ -1,0 +1,235 @@
+"""Tables: seeds, switches and ablations in their places, the paper's numbers beside, Markdown and LaTeX; grids."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from xsta_lib.experiments import tables
+from xsta_lib.experiments.experiment import METHODS, experiment, grid
+from xsta_lib.experiments.results import load_all_results, load_results, write_result
+from xsta_lib.experiments.run import describe, missing, result_path
+from xsta_lib.plotting import results as figures
+from xsta_lib.prediction.evaluation import Evaluation
+from xsta_lib.prediction.metrics import Score, aggregate
+
+LANGUAGES = ("en", "de", "zh")
+
+
+def evaluation(f1: float) -> Evaluation:
+    """20 questions a language whose F1 is ``f1`` (0 to 1) on average, English 10 points better."""
+    scores = {
+        language: {f"q{i}": Score(0.25, f1 + 0.1 * (language == "en") + 0.01 * (i % 2 - 0.5)) for i in range(20)}
+        for language in LANGUAGES
+    }
+    return Evaluation({language: aggregate(values) for language, values in scores.items()}, scores, {})
+
+
+def put(folder, f1: float, source: str = "gold", validation: float | None = None, method="x-sta", **changes) -> None:
+    """Write one result of the data set ``xquad``; its reading ``target`` is two points worse."""
+    exp = experiment("demo", method, **changes)
+    readings = {"calibrated": evaluation(f1)}
+    if source != "none":
+        readings["target"] = evaluation(f1 - 0.02)
+    record = {**describe(exp, source), "validation_f1": validation}
+    write_result(result_path(exp, source, folder), record, {"xquad": readings})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three systems, X-STA with two more seeds, target only, two ablations, three gammas."""
+    put(tmp_path, 0.40, "none", method="zero-shot")
+    put(tmp_path, 0.45, "none", method="trans-train")
+    for seed, f1 in ((42, 0.50), (43, 0.51), (44, 0.52)):
+        put(tmp_path, f1, validation=60.0, seed=seed)
+    put(tmp_path, 0.48, "none")
+    put(tmp_path, 0.30, share_source=True)
+    put(tmp_path, 0.49, without=("gdks",))
+    put(tmp_path, 0.47, without=("atgc",))
+    for gamma, f1, validation in ((0.0, 0.44, 55.0), (0.5, 0.46, 57.0)):
+        put(tmp_path, f1, validation=validation, switches=(("gamma", gamma),))
+    return tmp_path
+
+
+def test_seeds_become_one_row_and_switches_stay_out(folder):
+    frame = tables.metrics_frame(load_results("demo", folder))
+    assert {"x-sta gamma=0.5", "x-sta w/o gdks", "x-sta share_source=True"} <= set(frame["system"])
+    four = tables.four_systems(frame)
+    heading, table = tables.results_block(four, "xquad")
+    assert heading == "Measured, protocol demo"
+    assert list(table.index) == ["zero-shot", "trans-train", "x-sta (target only)", "x-sta"]
+    assert table.loc["x-sta", "de"] == "51.0 / 25.0" and table.loc["x-sta", "avg"].startswith("54.3 /")
+    # three seeds 1 point apart: 4.3027 / sqrt(3) around the mean over languages
+    assert table.loc["x-sta"].iloc[-1] == "51.8 to 56.8 (3 seeds)"
+    assert "seeds" not in table.loc["zero-shot"].iloc[-1]
+
+
+def test_a_data_set_read_alone_either_way_is_one_row(folder):
+    for source in ("gold", "none"):
+        exp = experiment("demo", "x-mixup")
+        values = {"xquad": 0.46 if source == "gold" else 0.45, "tydiqa": 0.4}
+        metrics = {dataset: {"calibrated": evaluation(f1)} for dataset, f1 in values.items()}
+        write_result(result_path(exp, source, folder), describe(exp, source), metrics)
+    frame = tables.metrics_frame(load_results("demo", folder))
+    assert tables.systems(frame[frame["dataset"] == "tydiqa"]) == ["x-mixup"]
+    assert {"x-mixup", "x-mixup (target only)"} <= set(frame.loc[frame["dataset"] == "xquad", "system"])
+
+
+def test_differences_are_paired_over_the_targets(folder):
+    heading, table = tables.difference_block(tables.metrics_frame(load_results("demo", folder)), "xquad")
+    assert heading.endswith("xquad, without en")
+    assert table.loc["x-sta against zero-shot"].tolist() == ["+10.0", "+10.0 to +10.0", "below 0.001"]
+    assert set(table.index) == {f"x-sta against {n}" for n in ("zero-shot", "trans-train", "x-sta (target only)")}
+
+
+def test_differences_over_seeds_are_those_of_the_same_seeds(folder):
+    put(folder, 0.44, "none", method="trans-train", seed=43)
+    _, table = tables.difference_block(tables.metrics_frame(load_results("demo", folder)), "xquad")
+    # seeds 42 and 43: 5 and 7 points apart; t(0.975, 1) = 12.706
+    assert table.loc["x-sta against trans-train", "mean over seeds"] == "+6.0 (-6.7 to +18.7; 2 seeds)"
+    assert table.loc["x-sta against zero-shot", "mean over seeds"] == ""
+
+
+def test_ablations_count_a_reading_as_one(folder):
+    _, table = tables.ablation_block(load_results("demo", folder))
+    assert list(table.index) == ["Ours", "w/o. GDKS", "w/o. ATGC", "w/o. ATGC inference"]
+    assert table["xquad"].str.replace(" / 25.0", "").tolist() == ["53.3", "52.3 (-1.0)", "50.3 (-3.0)", "51.3 (-2.0)"]
+    assert table["xquad, F1 of en"].tolist() == ["60.0", "59.0", "57.0", "58.0"]
+
+
+def test_ablations_are_paired_with_the_full_method(folder):
+    ((heading, table),) = tables.ablation_difference_blocks(load_results("demo", folder))
+    assert heading == "Measured, protocol demo, seed 42: xquad, minus the full method"
+    assert list(table.index) == ["w/o. GDKS", "w/o. ATGC"]  # a reading has no scores of its own
+    assert table.loc["w/o. ATGC"].tolist() == ["-3.0", "-3.0 to -3.0", "below 0.001"]
+
+
+def test_the_papers_tables_stand_beside_and_apart(folder):
+    frame = tables.metrics_frame(load_results("demo", folder))
+    blocks = tables.table_blocks(3, frame)
+    assert [heading for heading, _ in blocks] == [
+        "Measured, protocol demo",
+        "Paper, mBERT base, its own protocol",
+        "Paper, XLM-R base, its own protocol",
+    ]
+    assert blocks[1][1].loc["Zero-shot", "en"] == "83.5 / 72.2"
+    assert len(tables.table_blocks(1, frame)) == 2  # nothing of MLQA was measured
+    assert tables.table4_blocks(load_results("demo", folder))[1][1].loc["Ours", "MLQA"] == "71.2 / 53.2"
+
+
+def test_without_the_repository_the_papers_numbers_are_left_out(folder, monkeypatch, capsys):
+    monkeypatch.setenv("XSTA_HOME", str(folder))
+    path, _ = tables.write_tables(load_results("demo", folder), "demo", folder)
+    text = path.read_text("utf-8")
+    assert "Paper, " not in text and "## Table 4: ablations" in text and "| x-sta | 60.0 / 25.0" not in text
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_written_tables_are_markdown_and_latex(folder):
+    text, tex = (path.read_text("utf-8") for path in tables.write_tables(load_results("demo", folder), "demo", folder))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(re.fullmatch(r"\|( [^|]* \||---\|)+", row) for row in rows) and "## Table 4: ablations" in text
+    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 10
+    assert tex.isascii() and r"w/o. alignment\_s" in tex and r"95 \% interval" in tex
+    body = re.sub(r"(?m)^%.*|\\label\{.*?\}| & ", "", tex)
+    assert not re.search(r"(?<!\\)[%&_#]", body)
+
+
+def test_curves_draw_the_frames_values(folder):
+    results = load_results("demo", folder)
+    frame, seeds = tables.sweep_frame(results, "gamma"), tables.seed_frame(results)
+    assert frame.index.tolist() == [0.0, 0.1, 0.5]
+    assert frame["xquad"].round(1).tolist() == [47.3, 53.3, 49.3]
+    both = figures.gamma_curve(frame, tables.sweep_columns(frame, "xquad"), "demo", seeds)
+    left, right = both.axes
+    assert left.lines[0].get_ydata().tolist() == [55.0, 60.0, 57.0]
+    assert [axes.get_legend().get_texts()[0].get_text() for axes in both.axes] == ["held-out validation", "xquad"]
+    assert right.lines[0].get_ydata() == pytest.approx(frame["xquad"])
+    assert right.lines[1].get_xydata() == pytest.approx(np.array([[1, seeds["xquad"][43]], [1, seeds["xquad"][44]]]))
+    assert "seed 42; hollow" in both.get_suptitle()
+    frame["xquad (target only)"] = frame["xquad"] - 1
+    (one,) = figures.gamma_curve(frame, ["xquad (target only)", "xquad"], "demo", seeds).axes  # one scale
+    assert [text.get_text() for text in one.get_legend().get_texts()] == ["xquad (target only)", "xquad"]
+    drawn = figures.layer_curve(frame, ["xquad"], "demo", seeds).axes[0].lines[0]
+    assert drawn.get_xydata().tolist() == [[k, v] for k, v in frame["xquad"].items()]
+
+
+def test_a_data_set_without_english_has_ablations_and_curves(tmp_path):
+    put(tmp_path, 0.5, "none")
+    put(tmp_path, 0.4, "none", without=("gdks",))
+    put(tmp_path, 0.3, "none", switches=(("gamma", 0.5),))
+    results = load_results("demo", tmp_path)
+    assert list(tables.ablation_block(results)[1].index) == ["Ours", "w/o. GDKS"]
+    frame, seeds = tables.sweep_frame(results, "gamma"), tables.seed_frame(results)
+    assert tables.sweep_columns(frame, "xquad") == ["xquad (target only)"]
+    (axes,) = figures.gamma_curve(frame, tables.sweep_columns(frame, "xquad"), "demo", seeds).axes
+    assert axes.lines[0].get_ydata() == pytest.approx([53.3, 33.3], abs=0.05)
+
+
+def test_bars_average_seeds_and_leave_ablations_out(folder):
+    frame = tables.metrics_frame(load_results("demo", folder))
+    axes = figures.source_target_bars(frame, "xquad").axes[0]
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown == ["zero-shot", "trans-train", "x-sta (target only)", "x-sta"]
+    assert [patch.get_height() for patch in axes.containers[3]] == pytest.approx([61.0, 51.0])
+
+
+def test_another_backbone_has_its_own_figures_and_tables(folder, tmp_path):
+    before = tables.results_table(tables.metrics_frame(load_results("demo", folder)), "xquad")
+    plain = {path.name for path in figures.write_figures("demo", folder, tmp_path / "figures")}
+    assert plain == {"figure3-demo.png", "languages-demo.png", "figure7-demo.png", "tables.md", "tables.tex"}
+    put(folder, 0.9, backbone="mbert")
+    put(folder, 0.1, backbone="mbert", method="trans-train", source="none")
+    with pytest.raises(ValueError, match="demo and demo, mbert: take one"):
+        tables.metrics_frame(load_all_results("demo", folder))
+    assert tables.results_table(tables.metrics_frame(load_results("demo", folder)), "xquad") == before
+    assert {result["backbone"] for result in load_results("demo", folder, backbone="mbert")} == {"mbert"}
+    names = {path.name for path in figures.write_figures("demo", folder, tmp_path / "figures")}
+    assert plain | {"figure3-demo-mbert.png", "tables-mbert.md"} <= names
+    text = (folder / "demo" / "tables-mbert.md").read_text("utf-8")
+    assert "Measured, protocol demo, mbert" in text and "| x-sta | 100.0 / 25.0 | 90.0 / 25.0 |" in text
+
+
+def test_changed_settings_are_named_and_never_overwrite(folder, tmp_path):
+    files = set((folder / "demo").glob("*.json"))
+    put(folder, 0.1, learning_rate=3e-5, epochs=2.0)
+    put(folder, 0.1, batch_size=16)  # the protocol's own
+    (added,) = set((folder / "demo").glob("*.json")) - files
+    assert added.name == "x-sta_epochs-2.0_learning_rate-3e-05_seed42.json"
+    assert json.loads(added.read_text("utf-8")) not in load_results("demo", folder)
+    names = {path.name for path in figures.write_figures("demo", folder, tmp_path / "figures")}
+    assert {"figure3-demo-epochs-2.0-learning_rate-3e-05.png", "tables-epochs-2.0-learning_rate-3e-05.md"} <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "count"),
+    [
+        ("methods", "demo", 4),
+        ("ablations", "demo", 6),
+        ("gamma", "compact", 5),
+        ("layers", "compact", 6),
+        ("layers", "demo", 12),
+        ("seeds", "compact", 12),
+        ("variants", "demo", 6),
+    ],
+)
+def test_grids_hold_each_experiment_once_and_the_papers_setting_plain(name, protocol, count):
+    experiments = grid(name, protocol)
+    assert len({exp.fingerprint for exp in experiments}) == len(experiments) == count
+    full = experiment(protocol, "x-sta")
+    assert sum(exp == full for exp in experiments) == 1
+    if name == "methods":
+        assert [exp.method for exp in experiments] == list(METHODS)
+    if name in ("gamma", "layers"):
+        others = [exp for exp in experiments if exp != full]
+        assert all(exp == replace(full, switches=exp.switches) and len(exp.switches) == 1 for exp in others)
+    changed = grid(name, protocol, backbone="mbert")
+    assert changed == [replace(exp, backbone="mbert") for exp in experiments]
+
+
+def test_unknown_grids_are_refused_and_measured_ones_known():
+    with pytest.raises(ValueError, match="the grids are methods, ablations"):
+        grid("beta", "demo")
+    assert experiment("demo", "x-sta") not in missing(grid("methods", "demo"))

@@ -1,0 +1,84 @@
+"""Pictures of results and corpora: heights, intervals and places are those computed by hand."""
+
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from xsta_lib.data.squad import Answer, Question
+from xsta_lib.plotting.results import (
+    COLOURS,
+    answer_positions,
+    language_bars,
+    length_boxes,
+    position_scatter,
+    source_target_bars,
+)
+
+F1 = {  # by system and language, of three seeds
+    "zero-shot": {"de": [30.0, 31, 32], "en": [50.0, 52, 54], "zh": [20.0, 20, 20]},
+    "x-sta": {"de": [40.0, 40, 43], "en": [60.0, 60, 60], "zh": [35.0, 36, 37]},
+}
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    """Two systems and an ablation, whose bars must not be drawn."""
+    rows = [
+        {"system": system, "dataset": "toy", "language": language, "f1": f1, "seed": seed, "protocol": "mine"}
+        for system, by_language in (F1 | {"x-sta w/o gdks": F1["x-sta"]}).items()
+        for language, values in by_language.items()
+        for seed, f1 in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def heights(axes) -> list[list[float]]:
+    return [[bar.get_height() for bar in bars] for bars in axes.containers if hasattr(bars, "patches")]
+
+
+def test_languages_have_their_means_and_the_average_its_interval(frame):
+    axes = language_bars(frame, "toy").axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["de", "en", "zh", "average"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["zero-shot", "x-sta"]
+    zero_shot, x_sta = heights(axes)
+    assert zero_shot == pytest.approx([31, 52, 20, 103 / 3]) and x_sta == pytest.approx([41, 60, 36, 137 / 3])
+    # x-sta's means over languages by seed are 45, 45 1/3 and 46 2/3; Student's t for two degrees of freedom is 4.3027
+    half = 4.302653 * pd.Series([45, 136 / 3, 140 / 3]).std() / 3**0.5
+    bars, errors = axes.containers[:2], [bars for bars in axes.containers if not hasattr(bars, "patches")]
+    (ends,) = errors[1].lines[2]
+    (bottom, top) = ends.get_segments()[0]
+    assert bottom[1] == pytest.approx(137 / 3 - half, abs=1e-4) and top[1] == pytest.approx(137 / 3 + half, abs=1e-4)
+    assert bottom[0] == pytest.approx(bars[1][3].get_x() + bars[1][3].get_width() / 2)
+    assert axes.get_title() == "F1 by language: toy (protocol mine)"
+    assert [to_hex(bars[0].get_facecolor()) for bars in bars] == [COLOURS[name].lower() for name in F1]
+
+
+def test_source_stands_before_the_mean_of_the_targets(frame):
+    axes = source_target_bars(frame, "toy").axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["source (en)", "mean of targets"]
+    assert heights(axes) == [pytest.approx([52, 25.5]), pytest.approx([60, 38.5])]
+    assert [text.get_text() for text in axes.texts] == ["52.0", "25.5", "60.0", "38.5"]
+
+
+def test_answers_lie_where_their_middles_are():
+    def question(key: str, start: int) -> Question:
+        return Question(key, "?", "0123456789", (Answer("ab", start),))
+
+    source = [question("a", 0), question("b", 8), question("c", 4)]
+    targets = {"de": [question("b", 6), question("a", 1)], "zh": [*source[1:], question("x", 0)]}
+    positions = answer_positions(source, targets)
+    assert positions.set_index(["language", "id"]).T.to_dict("list") == {
+        ("de", "a"): pytest.approx([0.1, 0.2]),
+        ("de", "b"): pytest.approx([0.9, 0.7]),
+        ("zh", "b"): pytest.approx([0.9, 0.9]),
+        ("zh", "c"): pytest.approx([0.5, 0.5]),  # x has no source
+    }
+    german, chinese = position_scatter(positions).axes
+    assert german.collections[0].get_offsets().ravel().tolist() == pytest.approx([0.1, 0.2, 0.9, 0.7])
+    assert german.get_title() == "de, r = 1.00" and len(chinese.collections[0].get_offsets()) == 2
+
+
+def test_boxes_stand_at_the_quartiles():
+    axes = length_boxes({"en": [1, 2, 3, 4, 5], "de": [10, 20, 30]}, 40).axes[0]
+    medians = [line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1]
+    assert {3.0, 20.0, 40.0} <= set(medians) and [t.get_text() for t in axes.get_xticklabels()] == ["en", "de"]

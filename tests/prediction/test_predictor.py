@@ -1,0 +1,149 @@
+"""Spans and predictions: the search against brute force, every source window read once, missing sources."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xsta_lib.data.protocols import TestSet, load_protocol
+from xsta_lib.data.windows import WindowSpec
+from xsta_lib.model.configuration import XStaConfig
+from xsta_lib.model.modeling import XStaForQuestionAnswering
+from xsta_lib.prediction.evaluation import evaluate_once
+from xsta_lib.prediction.metrics import read_predictions
+from xsta_lib.prediction.predictor import READINGS, Predictor, best_spans
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), length=st.integers(3, 24), limit=st.integers(1, 6))
+def test_best_span_is_the_best(seed, length, limit):
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.rand(2, length, 2, generator=generator)
+    allowed = torch.rand(2, length, generator=generator) > 0.3
+    allowed[:, 1] = True
+    start, end, score = best_spans(p, allowed, n_best=length, max_tokens=limit)
+    for row in range(2):
+        found = {
+            (p[row, i, 0] * p[row, j, 1]).item()
+            for i in range(length)
+            for j in range(i, min(length, i + limit))
+            if allowed[row, i] and allowed[row, j]
+        }
+        assert score[row].item() == pytest.approx(max(found))
+        assert 0 <= end[row] - start[row] < limit and allowed[row, start[row]] and allowed[row, end[row]]
+
+
+@pytest.fixture(scope="module")
+def reader(backbone):
+    """A tiny random X-STA, its tokenizer and the first demo test questions."""
+    test = load_protocol("demo").tests[0]
+    questions = {language: test.questions[language][:10] for language in ("en", "de", "ar")}
+    torch.manual_seed(1)
+    model, tokenizer = XStaForQuestionAnswering.from_backbone(str(backbone), XStaConfig(sharing_layer=2), ["en", "de"])
+    torch.nn.init.normal_(model.qa_outputs.weight, std=1.0)
+    return model.eval(), tokenizer, questions
+
+
+def predict(reader, targets, source, **options):
+    model, tokenizer, _ = reader
+    spec = WindowSpec(max_length=160, stride=32)
+    return Predictor(model, tokenizer, spec=spec, **options).predict(targets, source)
+
+
+def texts(answered):
+    return {key: prediction.text for key, prediction in answered.items()}
+
+
+def scores(answered, keys=None):
+    return pytest.approx({key: answered[key].score for key in keys or answered}, abs=1e-5)
+
+
+def test_all_questions_are_answered_from_their_contexts(reader):
+    questions = reader[2]
+    answers = predict(reader, questions, questions["en"])
+    assert answers.keys() == set(READINGS)
+    for by_language in answers.values():
+        assert by_language.keys() == questions.keys()
+        for language, part in questions.items():
+            found = by_language[language]
+            assert set(found) == {q.id for q in part} and all(0 < found[q.id].score <= 1 for q in part)
+            assert all(found[q.id].text and found[q.id].text in q.context for q in part)
+
+
+def test_batch_size_and_chunks_change_nothing(reader):
+    questions = reader[2]
+    sizes = ({"batch_size": 32, "chunk": 256}, {"batch_size": 3, "chunk": 4, "multiple": 160})
+    big, small = (predict(reader, questions, questions["en"], **size)["calibrated"] for size in sizes)
+    for language in questions:
+        assert texts(big[language]) == texts(small[language])
+        assert {key: value.score for key, value in big[language].items()} == scores(small[language])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_keeps_its_mode(reader, training):
+    model, _, questions = reader
+    expected = predict(reader, {"de": questions["de"]}, questions["en"])
+    before = dict(vars(model)), [(name, module.training) for name, module in model.train(training).named_modules()]
+    try:
+        assert predict(reader, {"de": questions["de"]}, questions["en"]) == expected
+        with pytest.raises(AttributeError):
+            Predictor(*reader[:2]).predict({"de": questions["de"]}, questions["en"], readings=("nonsense",))
+        assert [(name, module.training) for name, module in model.named_modules()] == before[1]
+        assert vars(model).keys() == before[0].keys()
+    finally:
+        model.eval()
+
+
+def test_every_source_window_is_encoded_once(reader, monkeypatch):
+    model, _, questions = reader
+    seen, encode = Counter(), model.encode
+
+    def counting(input_ids, attention_mask, language=None, source=None, *rest, **options):
+        if source is None and language in (None, "en"):
+            seen.update(tuple(ids[mask.bool()].tolist()) for ids, mask in zip(input_ids, attention_mask, strict=True))
+        return encode(input_ids, attention_mask, language, source, *rest, **options)
+
+    monkeypatch.setattr(model, "encode", counting)
+    for targets in (("de", "ar"), ("en", "de", "ar")):  # English itself is answered by its one pass
+        seen.clear()
+        predict(reader, {language: questions[language] for language in targets}, questions["en"], chunk=5)
+        assert seen and set(seen.values()) == {1}
+
+
+def test_without_a_source_the_target_answers_alone(reader):
+    questions = reader[2]
+    targets, keys = {"de": questions["de"]}, [q.id for q in questions["de"]]
+    sources = None, questions["en"][:4], questions["en"]
+    alone, partly, paired = (predict(reader, targets, source)["calibrated"]["de"] for source in sources)
+    assert {key: partly[key].score for key in keys[4:]} == scores(alone, keys[4:])
+    assert {key: partly[key].score for key in keys[:4]} == scores(paired, keys[:4])
+    assert {key: value.score for key, value in paired.items()} != scores(alone)
+
+
+def test_an_english_question_takes_the_source_path(reader):
+    targets = {"en": reader[2]["en"]}
+    paired, alone = (predict(reader, targets, source)["teacher"]["en"] for source in (targets["en"], None))
+    assert texts(paired) == texts(alone)
+    assert {key: value.score for key, value in paired.items()} == scores(alone)
+
+
+def test_a_stopped_evaluation_goes_on_with_the_answers_it_has(reader, tmp_path, monkeypatch):
+    model, tokenizer, questions = reader
+    test = TestSet("demo", "mlqa", questions, questions["en"])
+    options = (tmp_path, model, tokenizer, test, "gold", READINGS, False)
+    first, kept = evaluate_once(*options)
+    assert read_predictions(tmp_path / "demo.de.gold.json") == first["calibrated"].answers["de"]
+    monkeypatch.setattr(model, "encode", None)  # nothing is computed again
+    again, same = evaluate_once(*options)
+    assert again == first and same == kept and set(again) == set(READINGS)
+    versions = kept["provenance"]["versions"]
+    assert kept["seconds"] > 0 and versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    with pytest.raises(TypeError):
+        evaluate_once(tmp_path, model, tokenizer, test, "none", READINGS, False)
+    other = replace(questions["de"][0], question="Wann?")
+    changed = TestSet("demo", "mlqa", questions | {"de": [other, *questions["de"][1:]]}, questions["en"])
+    with pytest.raises(TypeError):  # kept answers are to other questions
+        evaluate_once(tmp_path, model, tokenizer, changed, "gold", READINGS, False)

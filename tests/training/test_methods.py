@@ -1,0 +1,155 @@
+"""Every method through the same loop, compiled models, and the token types that BERT asks for."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import both_passes, pair_batch, source_pass, tiny_model, toy_protocol, trained_statistics, twin, without_gold
+from transformers import BertTokenizerFast, PreTrainedTokenizerBase
+
+from xsta_lib.data.batches import Part, collate, rows_of
+from xsta_lib.data.windows import WindowSpec, build_windows, pair_windows
+from xsta_lib.encoders.backbones import load_tokenizer
+from xsta_lib.experiments.experiment import METHODS, Experiment
+from xsta_lib.experiments.run import training_parts
+from xsta_lib.training.trainer import Passes, Trainer, TrainingConfig
+
+TERMS = {
+    "zero-shot": set(),
+    "trans-train": set(),
+    "x-mixup": {"source", "distance", "lambda"},
+    "x-sta": {"source", "teacher", "sentence", "token", "lambda", "teacher_mass"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains(method: str, backbone: Path) -> None:
+    exp = Experiment("toy", method)
+    config = exp.model_config()
+    config.sharing_layer = 2
+    torch.manual_seed(0)
+    model, tokenizer = METHODS[method][0].from_backbone(str(backbone), config, ["en", "de"], dropout=0.1)
+    parts = training_parts(exp, toy_protocol(), tokenizer)
+    settings = TrainingConfig(steps=24, batch_size=8, learning_rate=3e-3, log_every=1)
+    trainer = Trainer(model, parts, settings, tokenizer.pad_token_id)
+    pairs = sum(row.source >= 0 for row in trainer.rows)
+    expected = {"zero-shot": (16, 0), "trans-train": (32, 0), "x-mixup": (32, 16), "x-sta": (32, 16)}[method]
+    assert (len(trainer.rows), pairs) == expected
+    log = trainer.train(progress=False).log
+    always = {"step", "epoch", "seconds", "learning_rate", "grad_norm", "loss", "target"}
+    terms = [frozenset(line.keys() - always) for line in log]
+    assert set(terms) == ({frozenset(), frozenset(TERMS[method])} if pairs else {frozenset()})
+    assert all(math.isfinite(value) for line in log for value in line.values())
+    losses = [line["target"] for line in log]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+    if method == "x-mixup":
+        assert all(0 < line["lambda"] < 0.5 and line["distance"] > 0 for line in log if "lambda" in line)
+
+
+# torch.compile
+
+FULL = pytest.mark.skipif(not os.environ.get("XSTA_FULL"), reason="g++ takes a minute; XSTA_FULL=1 runs it")
+
+
+@pytest.fixture
+def fresh_compiler() -> Any:
+    """No compiled code of an earlier test, and none left behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("preset", "options"),
+    [
+        ("paper", {"backend": "aot_eager"}),
+        ("mixup", {"backend": "aot_eager"}),
+        pytest.param("paper", {"options": {"cpp.simdlen": 1}}, marks=FULL),  # machine code; vectors would take longer
+    ],
+    ids=str,
+)
+def test_compiling_changes_nothing(preset: str, options: dict[str, Any], fresh_compiler: Any) -> None:
+    model, batch = tiny_model(preset, layers=1, sharing_layer=1), pair_batch()
+    eager = twin(model)
+    output = torch.compile(Passes(model), fullgraph=True, **options)(**batch)  # a graph break is an error
+    expected = both_passes(eager, batch)
+    output.loss.backward(), expected.loss.backward()
+    for name in ("losses", "loss", "mixing", "calibrated"):
+        torch.testing.assert_close(output[name], expected[name], rtol=1e-5, atol=1e-5)
+    found, wanted = ({name: value.grad for name, value in one.named_parameters()} for one in (model, eager))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(eager.named_buffers()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.heavy
+def test_compiling_changes_no_prediction(fresh_compiler: Any) -> None:
+    """At test time the choice of running averages may split the graph; the distributions stay."""
+    model, batch = trained_statistics(tiny_model(layers=1, sharing_layer=1)), without_gold(pair_batch())
+    with torch.no_grad():
+        batch["source"] = source_pass(model, batch)
+        expected, output = model(**batch), torch.compile(twin(model), backend="eager")(**batch)
+    for name in ("target", "teacher", "calibrated"):
+        torch.testing.assert_close(output[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+# Token types
+
+
+@pytest.fixture(scope="module")
+def bert_tokenizer() -> PreTrainedTokenizerBase:
+    """WordPieces for the toy's English and German questions, and unknown ones."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = ["river", "where", "wo", "ist", "is", "der", "fluss", "in", "the", "city", "a", "paris", ".", "?", "##s"]
+    return BertTokenizerFast(vocab={word: i for i, word in enumerate([*special, *words, *map(str, range(10))])})
+
+
+def pair_inputs(tokenizer: PreTrainedTokenizerBase, cache: Path | None = None) -> dict[str, Any]:
+    """A batch of pairs, collated."""
+    data = toy_protocol()
+    spec = WindowSpec(max_length=48, stride=4, max_question_length=16)
+    source = build_windows(data.train, tokenizer, spec, cache)
+    target = build_windows(data.parallel["de"], tokenizer, spec, cache)
+    parts = [Part("de", target, source, pair_windows(target, source, by_answer=True))]
+    chosen = [row for row in rows_of(parts) if row.target in (1, 4, 10, 15)]
+    return collate(parts, chosen, tokenizer.pad_token_id, multiple=8)
+
+
+def test_token_types_mark_the_context(bert_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """1 on the context and its [SEP], 0 on [CLS], question, its [SEP] and padding; from the cache too."""
+    assert "token_type_ids" in bert_tokenizer.model_input_names
+    for _ in range(2):
+        batch = pair_inputs(bert_tokenizer, tmp_path)
+        for side in (batch, batch["source"]):
+            assert side["token_type_ids"].shape == side["input_ids"].shape
+            for ids, types in zip(side["input_ids"].tolist(), side["token_type_ids"].tolist(), strict=True):
+                first = ids.index(bert_tokenizer.sep_token_id)
+                last = ids.index(bert_tokenizer.sep_token_id, first + 1)
+                assert ids[last + 1 :] == [bert_tokenizer.pad_token_id] * (len(ids) - last - 1)
+                assert types == [0] * (first + 1) + [1] * (last - first) + [0] * (len(ids) - last - 1)
+            assert (side["attention_mask"] == 0).any()
+        places = torch.arange(len(batch["start_positions"])), batch["start_positions"]
+        assert (batch["token_type_ids"][places] == 1).all()
+
+
+def test_the_encoder_reads_token_types(bert_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Each side's own; none at all reads like zeros."""
+    batch = pair_inputs(bert_tokenizer)
+    model = tiny_model()
+    blank = {"token_type_ids": torch.zeros_like(batch["token_type_ids"])}
+    blank_source = {"token_type_ids": torch.zeros_like(batch["source"]["token_type_ids"])}
+    full, other = both_passes(twin(model), batch), both_passes(twin(model), batch | blank)
+    assert full.losses["source"] == other.losses["source"] and full.losses["target"] != other.losses["target"]
+    other = both_passes(twin(model), batch | {"source": batch["source"] | blank_source})
+    assert full.losses["source"] != other.losses["source"]
+    zeros = both_passes(twin(model), batch | blank | {"source": batch["source"] | blank_source})
+    del batch["token_type_ids"], batch["source"]["token_type_ids"]
+    assert torch.equal(both_passes(twin(model), batch).loss, zeros.loss)
+
+
+def test_e5_has_no_token_types(backbone: Path) -> None:
+    batch = pair_inputs(load_tokenizer(str(backbone)))
+    assert "token_type_ids" not in batch and "token_type_ids" not in batch["source"]

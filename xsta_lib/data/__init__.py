@@ -1,0 +1,1 @@
+"""Published and own files, questions, token windows, pairs and batches."""

@@ -1,0 +1,308 @@
+"""Protocols: which questions an experiment trains, validates and is tested on (data/README.md lists them).
+
+A result is only comparable with results of its own protocol, so its name is printed beside every number.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from .download import data_folder, select
+from .files import home
+from .squad import CorpusError, LazyLanguages, Library, Question, Report, digest_questions
+
+SPLITS = ("train", "dev", "test")
+SOURCES = ("translate-test", "gold")
+MATCHED = 0.9  # share of the questions that must find the English question of their id in published translations
+HELD_OUT = 0.1  # share of the questions
+SQUAD_TRAIN = Path("squad/train-v1.1.json")
+TYDIQA_TRAIN = Path("tydiqa-goldp-v1.1/train/tydiqa-goldp-train-english.json")
+PAPER_TESTS = {  # by task: the test set's folder, its machine translations to English, the rule it is scored by
+    "mlqa": ("MLQA_V1/test", "xtreme/MLQA/translate-test", "mlqa"),
+    "xquad": ("xquad", "xtreme/XQuAD/translate-test", "squad"),
+    "tydiqa": ("tydiqa-goldp-v1.1/dev", "xtreme/TyDiQA-GoldP/translate-test", "squad"),
+}
+
+
+def published(folder: str) -> dict[str, Path]:
+    """Paths under the data folder by language, English first, of a folder of the published layout (data/README.md)."""
+    paths = {entry.files[place]: Path(place) for place, entry in select(folder).items()}
+    return dict(sorted(paths.items(), key=lambda item: item[0] != "en"))
+
+
+def held_out_ids(questions: Sequence[Question], share: float = HELD_OUT) -> set[str]:
+    """Ids of whole articles, drawn by a hash of their titles until ``share`` of the questions is reached.
+
+    Where titles do not tell articles apart (one holds half of the questions or more), contexts are drawn, and where
+    these do not either, single questions. A single question is kept for training.
+    """
+    for key in (lambda question: question.title, lambda question: question.context, lambda question: question.id):
+        articles: dict[str, list[str]] = {}
+        for question in questions:
+            articles.setdefault(key(question), []).append(question.id)
+        if max(map(len, articles.values()), default=0) < len(questions) / 2:
+            break
+    chosen: set[str] = set()
+    for title in sorted(articles, key=lambda title: hashlib.sha256(title.encode()).hexdigest()):
+        if len(chosen) >= share * len(questions) or len(chosen) + len(articles[title]) == len(questions):
+            break
+        chosen.update(articles[title])
+    return chosen
+
+
+def hold_out(files: Mapping[str, list[Question]]) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
+    """Training and validation questions by language; English decides for the ids that it shares with a language."""
+    english = {question.id for question in files.get("en", [])}
+    shared = held_out_ids(files.get("en", []))
+    kept, held = {}, {}
+    for language, questions in files.items():
+        own = shared | held_out_ids([q for q in questions if q.id not in english])
+        kept[language] = [q for q in questions if q.id not in own]
+        held[language] = [q for q in questions if q.id in own]
+    return kept, {language: questions for language, questions in held.items() if questions}
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Questions to answer, and what is read beside them.
+
+    Attributes:
+        name: the data set.
+        rule: how it is scored, see :mod:`~xsta_lib.prediction.metrics`.
+        questions: by language.
+        source: their English versions, found by id: one list for all languages, a list by language where they were
+            machine-translated one by one (a language without one is read alone), or ``None``.
+        source_name: what the source is: ``gold``, ``translate-test`` or ``none``; printed beside results.
+    """
+
+    __test__ = False  # pytest looks for tests in classes of this name
+
+    name: str
+    rule: str
+    questions: dict[str, list[Question]]
+    source: list[Question] | dict[str, list[Question]] | None = None
+    source_name: str = "gold"
+
+    def by_source(self) -> list[tuple[dict[str, list[Question]], list[Question] | None]]:
+        """Groups of languages that share one source: ``(questions by language, their source or None)``."""
+        if not isinstance(self.source, dict):
+            return [(self.questions, self.source)]
+        return [({language: found}, self.source.get(language)) for language, found in self.questions.items()]
+
+    def source_of(self, language: str) -> list[Question]:
+        """The English questions that stand beside a language's; none where there are none."""
+        return (self.source.get(language) if isinstance(self.source, dict) else self.source) or []
+
+    def digest(self) -> str:
+        """A key of all that is read and scored, which says whether kept answers belong to these questions."""
+        sources = self.source if isinstance(self.source, dict) else {"": self.source or []}
+        return digest_questions(self.questions | {f"source {name}": part for name, part in sources.items()})
+
+    def share(self, rank: int, world: int) -> "TestSet":
+        """The questions that one of ``world`` processes answers; those of one id stay together, with their source."""
+        if world == 1:
+            return self
+        ids = sorted({question.id for questions in self.questions.values() for question in questions})
+        mine = set(ids[rank::world])
+
+        def taken(value: object) -> object:
+            if isinstance(value, dict):
+                return {name: taken(part) for name, part in value.items()}
+            return None if value is None else [question for question in value if question.id in mine]
+
+        return replace(self, questions=taken(self.questions), source=taken(self.source))
+
+
+@dataclass
+class ProtocolData:
+    """What a protocol reads.
+
+    Attributes:
+        train: source-language questions.
+        parallel: by target language, training questions; those whose id is in ``parallel_source`` train as pairs, the
+            others alone. The paper's are read whenever they are asked for: take one language at a time.
+        parallel_source: the source side of the parallel data.
+        validation: for selection.
+        tests: what results are about.
+        back_translated: by target language, English translated back from its training questions, by the same ids
+            (X-MIXUP reads it now and then); empty where there is none.
+        reports: what reading did, file by file; of lazily read languages once they were read.
+    """
+
+    name: str
+    train: list[Question]
+    parallel: Mapping[str, list[Question]]
+    parallel_source: list[Question]
+    validation: TestSet
+    tests: list[TestSet]
+    reports: Collection[Report] = ()
+    back_translated: Mapping[str, list[Question]] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """A key of the training questions, of those languages that are in memory (published files are checksummed)."""
+        loaded = dict(self.parallel) if isinstance(self.parallel, dict) else {}
+        back = {f"back {language}": part for language, part in self.back_translated.items()}
+        return digest_questions({"": self.train, "source": self.parallel_source, **loaded, **back})
+
+
+def load_folder(folder: Path, name: str | None = None, rule: str | None = None) -> ProtocolData:
+    """A folder of SQuAD-format files named ``<split>.<language>.json``, splits ``train``, ``dev`` and ``test``.
+
+    ``train.en.json`` is the source language. A question of another language whose id it shares is read as a pair with
+    it, in training and in testing; one that has no such id is read alone, so files need not be parallel. Without any
+    ``dev`` file, a tenth of the training questions is held out for selection (whole articles, the same ids in every
+    language). Without a ``test`` file there is nothing to report; without ``train`` files the folder only evaluates.
+    ``back.<language>.json`` is optional: English translated back from ``train.<language>.json``, for X-MIXUP.
+
+    Args:
+        folder: the files' place.
+        name: stands beside results; the folder's name by default.
+        rule: ``mlqa`` or ``squad``; by default MLQA's where it knows every language of the folder, else SQuAD's.
+
+    Raises:
+        CorpusError: no such file, a target language without ``train.en.json``, or a file that cannot be read.
+    """
+    folder, name = Path(folder), name or Path(folder).resolve().name
+    matches = [re.fullmatch(rf"({'|'.join(SPLITS)})\.([\w-]+)\.json", path.name) for path in sorted(folder.glob("*"))]
+    found = sorted(((m[1], m[2]) for m in matches if m), key=lambda pair: (pair[1] != "en", pair[1]))
+    if not found:
+        raise CorpusError(f"{folder}: no file <split>.<language>.json, such as train.en.json; see data/README.md")
+    library = Library(folder)
+    files: dict[str, dict[str, list[Question]]] = {split: {} for split in SPLITS}
+    for split, language in found:
+        files[split][language] = library.read(Path(f"{split}.{language}.json"), files[split].get("en"))
+    train, dev = files["train"], files["dev"]
+    back = {  # only its texts are read, answers are not needed
+        language: library.read(path, questions, labelled=False)
+        for language, questions in train.items()
+        if (folder / (path := Path(f"back.{language}.json"))).is_file()
+    }
+    if train and "en" not in train:
+        raise CorpusError(f"{folder}: train.en.json is missing; training needs the source language, English")
+    if not dev:
+        train, dev = hold_out(train)
+    rule = rule or ("mlqa" if {language for _, language in found} <= set(published("MLQA_V1/test")) else "squad")
+    english = train.get("en", [])
+    parallel = {language: questions for language, questions in train.items() if language != "en"}
+    tests = [_with_english(name, rule, files["test"])] if files["test"] else []
+    return ProtocolData(name, english, parallel, english, _with_english(name, rule, dev), tests, library.reports, back)
+
+
+def _with_english(name: str, rule: str, questions: dict[str, list[Question]]) -> TestSet:
+    english = questions.get("en")
+    return TestSet(name, rule, questions, english, "gold" if english else "none")
+
+
+def load_demo() -> ProtocolData:
+    """The embedded corpus: ``train``, ``dev`` and ``test`` in MLQA's languages. CorpusError where it is not here."""
+    folder = home() / "data" / "demo"
+    if not folder.is_dir():
+        remedy = "the demo corpus lies in the repository: run in a clone of it, or set XSTA_HOME"
+        raise CorpusError(f"{folder}: no such folder; {remedy}")
+    return load_folder(folder, "demo")
+
+
+def load_compact(root: Path | None = None) -> ProtocolData:
+    """TyDiQA and MLQA-dev English, MLQA-dev pairs; tested on XQuAD (gold English) and on TyDiQA dev (no English).
+
+    Ten per cent of MLQA dev, whole articles and the same ids in every language, are held out for selection. A missing
+    file is a CorpusError that says which.
+    """
+    library = Library(root or data_folder())
+    kept, held = hold_out(_read_parallel(library, "MLQA_V1/dev", MATCHED))
+    parallel = {language: questions for language, questions in kept.items() if language != "en"}
+    english = library.read(TYDIQA_TRAIN)
+    xquad = _read_parallel(library, "xquad")
+    tydiqa = {language: library.read(path) for language, path in published("tydiqa-goldp-v1.1/dev").items()}
+    tests = [TestSet("xquad", "squad", xquad, xquad["en"]), TestSet("tydiqa", "squad", tydiqa, None, "none")]
+    validation = TestSet("mlqa", "mlqa", held, held["en"])
+    return ProtocolData("compact", english + kept["en"], parallel, kept["en"], validation, tests, library.reports)
+
+
+def _read_parallel(library: Library, folder: str, minimum: float = 0.0) -> dict[str, list[Question]]:
+    """A parallel set's files, of whose ids at least the share ``minimum`` must be English ones in every language."""
+    files: dict[str, list[Question]] = {}
+    for language, path in published(folder).items():
+        files[language] = library.read(path, files.get("en"), minimum)
+    return files
+
+
+def _paper_test(library: Library, task: str, source: str) -> TestSet:
+    """A test set with the English side asked for. Of translations only the texts are read, not their answers."""
+    folder, translations, rule = PAPER_TESTS[task]
+    if source == "gold":
+        questions = _read_parallel(library, folder, MATCHED)
+        return TestSet(task, rule, questions, questions["en"], source)
+    english = {
+        language: library.read(path, labelled=False, repeats="first")
+        for language, path in published(translations).items()
+    }
+    paths = published(folder)
+    questions = {language: library.read(path, english.get(language), MATCHED) for language, path in paths.items()}
+    return TestSet(task, rule, questions, english, source)
+
+
+def load_paper(task: str, root: Path | None = None, source: str = "translate-test") -> ProtocolData:
+    """The paper's data for one task, for the protocols ``paper-<task>`` and ``paper-<task>-gold``.
+
+    MLQA and XQuAD train on SQuAD and its translations and validate on MLQA dev. TyDiQA trains on its English part and
+    its translations; its English validation set is also its English test set. Translated training sets are read one
+    language at a time (:class:`~.squad.LazyLanguages`), and refused where under 90 % of their ids are English ones.
+
+    Args:
+        task: what is tested: ``mlqa``, ``xquad`` or ``tydiqa``.
+        root: the data folder.
+        source: English side at test time: ``translate-test`` (the paper; MLQA's German has none and is read alone) or
+            ``gold`` (the release; easier; not for TyDiQA, whose questions are not parallel).
+
+    Raises:
+        ValueError: unknown source, or gold English for TyDiQA. CorpusError: a file is missing or cannot be read.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"unknown source {source!r}; the sources are {', '.join(SOURCES)}")
+    if task == "tydiqa" and source == "gold":
+        raise ValueError("TyDiQA's questions are not parallel, so there is no gold English; use 'translate-test'")
+    library = Library(root or data_folder())
+    if task == "tydiqa":
+        train, translations = library.read(TYDIQA_TRAIN), "xtreme/TyDiQA-GoldP/translate-train"
+        english = library.read(published("tydiqa-goldp-v1.1/dev")["en"])
+        validation = TestSet("tydiqa", "squad", {"en": english}, None, "none")
+    else:
+        train, translations = library.read(SQUAD_TRAIN), "xtreme/SQuAD/translate-train"
+        dev = _read_parallel(library, "MLQA_V1/dev")
+        validation = TestSet("mlqa", "mlqa", dev, dev["en"])
+    test = _paper_test(library, task, source)
+    readers = {}
+    for language, path in published(translations).items():
+        if language in test.questions:
+            if not (library.root / path).is_file():  # is found now, not after hours of training
+                library.read(path)
+            readers[language] = partial(library.read, path, train, MATCHED, repeats="first")
+    name = f"paper-{task}" + ("-gold" if source == "gold" else "")
+    return ProtocolData(name, train, LazyLanguages(readers), train, validation, [test], library.reports)
+
+
+LOADERS: dict[str, Callable[..., ProtocolData]] = {"demo": load_demo, "compact": load_compact}
+LOADERS |= {f"paper-{task}": partial(load_paper, task) for task in ("mlqa", "xquad", "tydiqa")}
+LOADERS |= {f"paper-{task}-gold": partial(load_paper, task, source="gold") for task in ("mlqa", "xquad")}
+
+
+def load_protocol(name: str, **options: object) -> ProtocolData:
+    """The data of a protocol by name, or of a folder of your own files.
+
+    Args:
+        name: a key of ``LOADERS``, or a folder (see :func:`load_folder`).
+        options: arguments of its loader, such as ``root``, or ``source`` for the paper's.
+
+    Raises:
+        ValueError: unknown name. CorpusError: a file cannot be read.
+    """
+    if name not in LOADERS and not Path(name).is_dir():
+        raise ValueError(f"unknown protocol {name!r}; the protocols are {', '.join(LOADERS)}, or a folder of files")
+    try:
+        return LOADERS[name](**options) if name in LOADERS else load_folder(Path(name), **options)
+    except CorpusError as error:
+        raise CorpusError(f"protocol {name!r}: {error}") from error

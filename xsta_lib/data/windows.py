@@ -1,0 +1,291 @@
+"""Questions to token windows with answer spans, windows to pairs; cached as Arrow through ``datasets``.
+
+A window is ``[CLS] question [SEP] context part [SEP]``. A context that does not fit is cut into overlapping windows.
+"""
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pooch
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value, load_from_disk
+from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from .files import replacing
+from .squad import Answer, Question
+
+# Raise when the meaning of a cached window changes; older caches are then built anew.
+CODE_VERSION = 2
+LARGE = 10_000  # questions; more are built by all cores
+BATCH = 200  # questions that are tokenised at once
+
+COLUMNS = Features(
+    {name: Value("int32") for name in ("row", "window", "windows", "context_start", "start", "end")}
+    | {name: List(Value("int32")) for name in ("input_ids", "char_starts", "char_ends")}
+    | {"holds_answer": Value("bool")}
+)
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """Lengths in tokens; the defaults are the numbers of the paper's release.
+
+    There 128 is the step from one window to the next, here what two share, as in most code since: a long context has
+    fewer windows (800 tokens: 3 where the release has 5).
+
+    Attributes:
+        max_length: a whole window, special tokens included.
+        stride: how many context tokens two neighbouring windows share.
+        max_question_length: a longer question is cut.
+    """
+
+    max_length: int = 384
+    stride: int = 128
+    max_question_length: int = 64
+
+    def __post_init__(self):
+        room = self.max_length - self.max_question_length - 4  # four special tokens at most
+        if self.max_question_length < 1 or self.stride < 0 or room <= self.stride:
+            raise ValueError(
+                f"max_length {self.max_length} leaves {room} context tokens beside a question of "
+                f"{self.max_question_length}; that must be more than stride {self.stride}"
+            )
+
+
+class Ragged:
+    """Rows of different lengths over one flat array, without copying Arrow's memory."""
+
+    def __init__(self, column):
+        column = column.combine_chunks()
+        self.values = column.values.to_numpy(zero_copy_only=False)
+        self.offsets = column.offsets.to_numpy(zero_copy_only=False)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+class Windows:
+    """All windows of one language's questions, in the questions' order.
+
+    Attributes (arrays over windows): ``row`` the question's index in ``ids``; ``window`` and ``windows`` which of how
+    many; ``length`` in tokens; ``start``, ``end`` gold token positions, 0 ([CLS]) where the window lacks the answer;
+    ``holds_answer``; ``context_start`` the first context token; ``input_ids``, ``char_starts`` and ``char_ends``
+    ragged, the last two the characters of each context token. ``ids`` are the questions' ids.
+
+    Args:
+        data: the cached columns.
+        questions: what they were made of.
+        texts: keep the contexts, which only :meth:`text` needs; training does without.
+        segments: the encoder tells question and context apart by token types (BERT does, XLM-R does not).
+    """
+
+    def __init__(self, data: Dataset, questions: Sequence[Question], texts: bool = True, segments: bool = False):
+        self.ids, self.segments = [question.id for question in questions], segments
+        self.contexts = [question.context for question in questions] if texts else None
+        self._table = data.data.table
+        for name in ("row", "window", "windows", "context_start", "start", "end", "holds_answer"):
+            setattr(self, name, self._table[name].to_numpy())
+        self.input_ids = Ragged(self._table["input_ids"])
+        self.length = np.diff(self.input_ids.offsets)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @cached_property
+    def char_starts(self) -> Ragged:
+        """Where each context token begins, in the context's code points; read when first asked for."""
+        return Ragged(self._table["char_starts"])
+
+    @cached_property
+    def char_ends(self) -> Ragged:
+        """Where each context token ends."""
+        return Ragged(self._table["char_ends"])
+
+    def id_of(self, index: int) -> str:
+        """The id of a window's question."""
+        return self.ids[self.row[index]]
+
+    def text(self, index: int, start: int, end: int) -> str:
+        """The context's text between two token positions of a window, both included. ValueError without texts."""
+        if self.contexts is None:
+            raise ValueError("these windows were built with texts=False and keep no context")
+        first = self.context_start[index]
+        chars = self.char_starts[index][start - first], self.char_ends[index][end - first]
+        return self.contexts[self.row[index]][chars[0] : chars[1]].strip()
+
+
+def window_cache() -> Path:
+    """Where token windows are cached: ``windows`` in the folder ``XSTA_CACHE``, by default the user's cache folder."""
+    return Path(os.environ.get("XSTA_CACHE") or pooch.os_cache("xsta")) / "windows"
+
+
+def answer_tokens(answers: Sequence[Answer], starts: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:
+    """The context tokens that cover the first gold answer, counted from the first context token; ``None`` if cut off.
+
+    ``starts`` and ``ends`` are the characters of the window's context tokens.
+    """
+    if not answers or not len(starts):
+        return None
+    answer = answers[0]
+    beyond = answer.text[max(0, int(ends[-1]) - answer.start) :]  # some tokenizers drop spaces and U+200B at the end
+    if answer.start < starts[0] or any(unicodedata.category(character)[0] not in "ZC" for character in beyond):
+        return None
+    first = int(np.searchsorted(ends, answer.start, side="right"))
+    last = int(np.searchsorted(starts, answer.end, side="left")) - 1
+    return (first, last) if first <= last else None
+
+
+def _windows_of(
+    rows: Sequence[int], questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, spec: WindowSpec
+) -> pa.Table:
+    """The windows of a few questions; the first gold answer labels them, as usual for training."""
+    texts, limit = [questions[row].question for row in rows], spec.max_question_length
+    for i, tokens in enumerate(tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True).offset_mapping):
+        if len(tokens) > limit:
+            texts[i] = texts[i][: tokens[limit - 1][1]]
+    contexts = [questions[row].context for row in rows]
+    cut = {"truncation": "only_second", "max_length": spec.max_length, "stride": spec.stride}
+    encoded = tokenizer(texts, contexts, **cut, return_overflowing_tokens=True, return_offsets_mapping=True)
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    samples = encoded["overflow_to_sample_mapping"]
+    for index, sample in enumerate(samples):
+        sequence = encoded.sequence_ids(index)
+        first = sequence.index(1) if 1 in sequence else len(sequence)
+        last = len(sequence) - sequence[::-1].index(1) if 1 in sequence else first
+        chars = np.array(encoded["offset_mapping"][index][first:last], dtype=np.int32).reshape(-1, 2)
+        span = answer_tokens(questions[rows[sample]].answers, chars[:, 0], chars[:, 1])
+        same = index and samples[index - 1] == sample
+        columns["row"].append(rows[sample])
+        columns["window"].append(columns["window"][-1] + 1 if same else 0)
+        columns["windows"].append(samples.count(sample))
+        columns["input_ids"].append(encoded["input_ids"][index])
+        columns["context_start"].append(first)
+        columns["char_starts"].append(chars[:, 0])
+        columns["char_ends"].append(chars[:, 1])
+        columns["start"].append(first + span[0] if span else 0)
+        columns["end"].append(first + span[1] if span else 0)
+        columns["holds_answer"].append(span is not None)
+    return pa.table(columns, schema=COLUMNS.arrow_schema)
+
+
+def fingerprint(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, spec: WindowSpec) -> str:
+    """A key of everything that shapes the windows: texts, spans, tokenizer, lengths, stride, code."""
+    if not hasattr(tokenizer, "_xsta_key"):  # kept on it: serialising 250,000 pieces takes a second
+        whole = tokenizer.backend_tokenizer.to_str().encode()
+        tokenizer._xsta_key = hashlib.blake2b(whole, digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([CODE_VERSION, asdict(spec), tokenizer._xsta_key]).encode())
+    for q in questions:
+        answers = [f"{answer.start}:{answer.text}" for answer in q.answers]
+        digest.update("\x1f".join([q.id, q.question, q.context, *answers, "\n"]).encode())
+    return digest.hexdigest()
+
+
+def build_windows(
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: WindowSpec | None = None,
+    cache: str | os.PathLike | None = None,
+    texts: bool = True,
+    processes: int | None = None,
+) -> Windows:
+    """Windows of all questions, from the cache where they were built before.
+
+    Args:
+        questions: of one language; a question may have no answers (test data).
+        tokenizer: a fast tokenizer.
+        spec: lengths; the release's by default.
+        cache: a folder; ``None`` builds in memory.
+        texts: keep the contexts for :meth:`Windows.text`; ``False`` saves their memory in training.
+        processes: how many build, with the same result; by default one, for more than ``LARGE`` questions all cores.
+
+    More than ``LARGE`` questions show a bar (unless ``TQDM_DISABLE`` is set). Raises OSError for a cache folder that
+    cannot be written.
+    """
+    spec = spec or WindowSpec()
+    segments = "token_type_ids" in tokenizer.model_input_names
+    if not questions:  # the map of nothing has no columns
+        return Windows(Dataset.from_dict({name: [] for name in COLUMNS}, features=COLUMNS), questions, texts, segments)
+    folder = Path(cache) / fingerprint(questions, tokenizer, spec) if cache else None
+    if not (folder and folder.is_dir()):
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+        large = len(questions) > LARGE
+        if not processes:  # where the system does not count cores, processes cannot be forked either
+            processes = len(os.sched_getaffinity(0)) if large and hasattr(os, "sched_getaffinity") else 1
+        data = _build((questions, tokenizer, spec), large, processes)
+        if not folder:
+            return Windows(data, questions, texts, segments)
+        _save(data, folder)
+    return Windows(load_from_disk(str(folder)), questions, texts, segments)
+
+
+_shared: tuple = ()  # in a process of _build's pool: questions, tokenizer, spec
+
+
+def _share(*shared: object) -> None:
+    """Start a process of the pool; it is a fork, so nothing is copied."""
+    global _shared
+    _shared = shared
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _windows_of_shared(rows: Sequence[int]) -> pa.Table:
+    return _windows_of(rows, *_shared)
+
+
+def _build(shared: tuple, progress: bool, processes: int) -> Dataset:
+    """All windows of ``shared`` (questions, tokenizer, spec) in their order, by one process or several."""
+    count = len(shared[0])
+    batches = [range(low, min(low + BATCH, count)) for low in range(0, count, BATCH)]
+    hidden = {} if progress else {"disable": True}  # TQDM_DISABLE counts where nothing is said here
+    forks = get_context("fork") if processes > 1 else None
+    with ProcessPoolExecutor(processes, forks, _share, shared) if forks else nullcontext() as pool:
+        tables = pool.map(_windows_of_shared, batches) if pool else (_windows_of(rows, *shared) for rows in batches)
+        tables = list(tqdm(tables, "windows", len(batches), unit=" questions", unit_scale=BATCH, **hidden))
+    return Dataset(pa.concat_tables(tables))
+
+
+def _save(data: Dataset, folder: Path) -> None:
+    """Write a cache folder whole or not at all."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()  # the one of saving
+    try:
+        with replacing(folder) as temporary:
+            data.save_to_disk(str(temporary))
+    except OSError as error:
+        if not folder.is_dir():  # else another process was faster
+            raise OSError(f"{folder}: cannot be written ({error}); set XSTA_CACHE to a folder that can") from error
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+def pair_windows(target: Windows, source: Windows, by_answer: bool) -> np.ndarray:
+    """For every target window the index of its source window, or -1 where the question has no source.
+
+    In training (``by_answer``) windows that hold the answer are paired with each other. Everywhere else a target window
+    is paired with the source window at the same relative place; the release takes the question's last one.
+    """
+    rows = {key: row for row, key in enumerate(source.ids)}
+    row = np.array([rows.get(key, -1) for key in target.ids], dtype=int)[target.row]  # each window's source question
+    first, count, holding = (np.full(len(source.ids) + 1, -1) for _ in range(3))  # the last is row -1: no source
+    backwards = np.arange(len(source))[::-1]  # of several windows the first one is written last and stays
+    first[source.row[backwards]] = backwards
+    count[source.row] = source.windows
+    backwards = backwards[source.holds_answer[backwards]]
+    holding[source.row[backwards]] = backwards
+    place = (target.window + 0.5) / target.windows
+    paired = np.where(first[row] < 0, -1, first[row] + (place * count[row]).astype(int))
+    return np.where(target.holds_answer & (holding[row] >= 0), holding[row], paired) if by_answer else paired

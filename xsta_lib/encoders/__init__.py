@@ -1,0 +1,1 @@
+"""Pretrained encoders and their tokenizers, by name or from a file."""

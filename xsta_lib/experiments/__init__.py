@@ -1,0 +1,1 @@
+"""What is trained and compared, its results, and the tables made of them."""

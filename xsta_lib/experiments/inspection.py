@@ -1,0 +1,229 @@
+"""What Figures 4 to 6 show of a protocol's trained models, measured once and kept as small files beside the results.
+
+``results/<protocol>/inspection/figure{4,5,6}.json`` hold the numbers and texts behind the pictures and say which models
+they come from, so that a reader without those models sees the same. They quote questions and passages of the test set:
+of data sets other than this project's own at most two passages, each in English and in one other language, with their
+source and licence.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..data.files import write_text_atomically
+from ..data.protocols import TestSet, load_protocol
+from ..data.squad import Answer, Question
+from ..data.windows import window_cache
+from ..prediction.evaluation import evaluate_once, kept_answers, provenance, score_answers
+from ..prediction.explaining import (
+    attention_entropy,
+    cosines,
+    explain,
+    one_per_passage,
+    own_means_out,
+    question_attention,
+    sentence_vectors,
+    silhouettes,
+    tsne_frame,
+)
+from ..prediction.predictor import Predictor
+from ..training.machine import has_bf16
+from .experiment import Experiment, backbone_tag, experiment, place_of
+from .results import results_folder
+from .run import is_trained, load_run, run_folder
+
+READ = ("target", "teacher", "calibrated")  # the answers that a case shows
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question in the source and in a target language, with the answers of the readings.
+
+    Attributes:
+        kind: ``success`` (calibration mends the target's answer) or ``failure`` (it spoils it).
+        language: the target's.
+        source_answer: what the model answered in the source language.
+        answers, f1: texts and percent, by the readings of ``READ``.
+        found: how many questions of the language are of this kind.
+    """
+
+    kind: str
+    language: str
+    source: Question
+    target: Question
+    source_answer: str
+    answers: dict[str, str]
+    f1: dict[str, float]
+    found: int
+
+
+def find_cases(
+    test: TestSet, answers: Mapping[str, Mapping[str, Mapping[str, str]]], languages: Sequence[str]
+) -> list[Case]:
+    """The clearest success and failure of calibration in each language; a kind that does not occur is left out.
+
+    Success: the calibrated answer is exactly right, the target's own is not; of several the one whose own answer is
+    worst, then whose teacher is best. Failure: the reverse; of several the one whose calibrated answer is worst, then
+    whose teacher is. Ties go to the first id: nothing is chosen by hand.
+
+    Args:
+        test: questions with their source.
+        answers: by reading, language and id, of every reading in ``READ``.
+        languages: of the cases; each must be among the test's.
+    """
+    scores = {reading: score_answers(test, answers[reading]).scores for reading in READ}
+    own_english = {question.id: question for question in test.questions.get("en", ())}
+    cases = []
+    for language in languages:
+        english = {question.id: question for question in test.source_of(language)}
+        targets = {question.id: question for question in test.questions[language] if question.id in english}
+        own, teacher, calibrated = (scores[name][language] for name in READ)
+        mended = [key for key in targets if calibrated[key].em and not own[key].em]
+        spoilt = [key for key in targets if own[key].em and not calibrated[key].em]
+        ranked = {
+            "success": sorted((own[key].f1, -teacher[key].f1, key) for key in mended),
+            "failure": sorted((calibrated[key].f1, teacher[key].f1, key) for key in spoilt),
+        }
+        for kind, places in ranked.items():
+            if places:
+                key = places[0][-1]
+                texts = {name: answers[name][language].get(key, "") for name in READ}  # none where no span was valid
+                f1 = {name: 100 * scores[name][language][key].f1 for name in READ}
+                same = key in own_english and own_english[key].context == english[key].context
+                english_answer = answers["calibrated"]["en"].get(key, "") if same else ""  # not of translated English
+                cases.append(Case(kind, language, english[key], targets[key], english_answer, texts, f1, len(places)))
+    return cases
+
+
+# Where the texts come from, and the languages whose cases are looked for, in this order (the paper's first).
+TEXTS = {
+    "demo": ("texts: this project's corpus, CC BY 4.0", ("hi", "vi", "zh", "ar", "de", "es")),
+    "xquad": ("texts: XQuAD (Artetxe et al., 2020), CC BY-SA 4.0", ("hi", "th", "vi", "zh")),
+}
+OWN = "demo"
+SENTENCES = 40  # examples that Figure 5 reads, each of another passage, as far as there are so many
+ATTENTION_QUESTIONS = 40  # questions behind Figure 4's mean entropies
+WITHOUT_TOKENS = ("alignment_token",)
+
+
+def inspection_path(figure: int, protocol: str, folder: Path | None = None, backbone: str | None = None) -> Path:
+    """Where a figure's numbers lie, by default those of the protocol's own backbone."""
+    name = "-".join(filter(None, ("inspection", backbone_tag(protocol, backbone))))
+    return (folder or results_folder()) / place_of(protocol) / name / f"figure{figure}.json"
+
+
+def read_inspection(figure: int, protocol: str, folder: Path | None = None, backbone: str | None = None) -> dict | None:
+    """A figure's numbers, or ``None`` where nobody measured them."""
+    path = inspection_path(figure, protocol, folder, backbone)
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def _predictor(exp: Experiment) -> Predictor:
+    model, tokenizer = load_run(exp)
+    return Predictor(model, tokenizer, cache=window_cache(), autocast=has_bf16(model.device))
+
+
+def _languages(test: TestSet) -> list[str]:
+    return [language for language in TEXTS[test.name][1] if language in test.questions]
+
+
+def inspect_attention(full: Experiment, without: Experiment, test: TestSet) -> dict:
+    """Figure 4: cross-attention of one question with and without token alignment, and the mean entropies of some.
+
+    The question is the one whose entropy differs most between the two models, among the first case language's first.
+    """
+    language = _languages(test)[0]
+    english = {question.id: question for question in test.source_of(language)}
+    chosen = [q for q in test.questions[language] if q.id in english][:ATTENTION_QUESTIONS]
+    found = {}
+    for name, exp in (("with token alignment", full), ("without token alignment", without)):
+        predictor = _predictor(exp)
+        found[name] = [explain(predictor, question, language, english[question.id]) for question in chosen]
+    entropies = {name: np.array([attention_entropy(one) for one in several]) for name, several in found.items()}
+    most = int(np.abs(np.subtract(*entropies.values())).argmax())
+    return {
+        "note": TEXTS[test.name][0],
+        "language": language,
+        "question": chosen[most].question,
+        "source_question": english[chosen[most].id].question,
+        "questions": len(chosen),
+        "mean_entropy_nats": {name: float(values.mean()) for name, values in entropies.items()},
+        "maps": {name: _split(question_attention(several[most]), 5) for name, several in found.items()},
+    }
+
+
+def _split(frame: pd.DataFrame, digits: int) -> dict:
+    """The frame as ``to_dict("split")`` gives it; columns may repeat, as tokens do, which that function warns about."""
+    values = frame.astype(float).round(digits).to_numpy().tolist()
+    return {"index": list(frame.index), "columns": list(frame.columns), "data": values}
+
+
+def attention_maps(record: Mapping) -> dict[str, pd.DataFrame]:
+    """The heat maps of :func:`inspect_attention` as ``plotting.lessons.attention_heatmaps`` takes them."""
+    return {name: pd.DataFrame(**values) for name, values in record["maps"].items()}
+
+
+def inspect_sentences(exp: Experiment, test: TestSet) -> dict:
+    """Figure 5: t-SNE places of sentence representations, silhouettes and cosines before and after normalisation.
+
+    ``own_means`` has the silhouettes with these texts' own means taken out instead of the stored ones.
+    """
+    vectors = sentence_vectors(_predictor(exp), one_per_passage(test.questions, SENTENCES))
+    places = tsne_frame(vectors).astype({"x": float, "y": float}).round(3)
+    return {
+        "silhouettes": _split(silhouettes(vectors), 4),
+        "own_means": _split(silhouettes(own_means_out(vectors)), 4),
+        "cosines": _split(cosines(vectors), 4),
+        "places": places.to_dict("split", index=False),
+    }
+
+
+def inspect_cases(exp: Experiment, test: TestSet) -> dict:
+    """Figures 6 and 9 to 11: cases found by rule, from the answers kept by the run's evaluation.
+
+    Of texts that are not this project's own, only the first language that has a case is kept.
+    """
+    folder = run_folder(exp) / "predictions"
+    if not kept_answers(folder, test, test.source_name):
+        evaluate_once(folder, *load_run(exp), test, test.source_name, ("calibrated", "target", "teacher"))
+    found = find_cases(test, kept_answers(folder, test, test.source_name)["answers"], _languages(test))
+    if test.name != OWN:
+        found = [case for case in found if case.language == found[0].language]
+    return {"note": TEXTS[test.name][0], "cases": [asdict(case) for case in found]}
+
+
+def read_cases(record: Mapping) -> list[Case]:
+    """The cases of :func:`inspect_cases`."""
+
+    def question(side: Mapping) -> Question:
+        return Question(**{**side, "answers": tuple(Answer(**answer) for answer in side["answers"])})
+
+    cases = record["cases"]
+    return [Case(**{**c, "source": question(c["source"]), "target": question(c["target"])}) for c in cases]
+
+
+def inspect_models(protocol: str, folder: Path | None = None, backbone: str | None = None) -> list[Path]:
+    """Write what Figures 4 to 6 need, as far as this machine has the models; returns the files written.
+
+    Figure 4 needs X-STA trained with and without token alignment, the others X-STA alone.
+    """
+    changes = {"backbone": backbone} if backbone else {}
+    full = experiment(protocol, "x-sta", **changes)
+    without = replace(full, without=WITHOUT_TOKENS)
+    test = next((test for test in load_protocol(protocol).tests if test.source and test.name in TEXTS), None)
+    if test is None or not is_trained(full):
+        return []
+    records = {4: inspect_attention(full, without, test)} if is_trained(without) else {}
+    records |= {5: inspect_sentences(full, test), 6: inspect_cases(full, test)}
+    written = []
+    for figure, record in records.items():
+        models = [full.fingerprint, without.fingerprint] if figure == 4 else [full.fingerprint]
+        origin = {"protocol": protocol, "dataset": test.name, "models": models, "provenance": provenance()}
+        path = inspection_path(figure, protocol, folder, backbone)
+        write_text_atomically(path, json.dumps(origin | record, ensure_ascii=False, indent=1) + "\n")
+        written.append(path)
+    return written

@@ -1,0 +1,67 @@
+"""Result files: ``results/<protocol>/<name>.json`` and, beside each, the scores of every question (no text)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from ..data.files import home, replacing, write_text_atomically
+from ..prediction.evaluation import Evaluation
+from .experiment import backbone_tag, place_of, setting_of
+
+
+def results_folder() -> Path:
+    """Where results lie unless another folder is given: see :func:`~xsta_lib.data.files.home`."""
+    return home() / "results"
+
+
+def write_result(path: Path, record: dict, evaluations: Mapping[str, Mapping[str, Evaluation]]) -> Path:
+    """Write one result and its scores, atomically; returns the path.
+
+    Args:
+        path: the JSON file; if another experiment's result lies there, the fingerprint is added to the name.
+        record: what was run, on what, how long; ``metrics`` and ``readings`` are added.
+        evaluations: by test set and reading; the first reading of a test set is its result.
+    """
+    if path.exists() and json.loads(path.read_text("utf-8")).get("fingerprint") != record.get("fingerprint"):
+        path = path.with_name(f"{path.stem}_{record['fingerprint']}.json")
+    metrics, readings, rows = {}, {}, []
+    for dataset, by_reading in evaluations.items():
+        for reading, evaluation in by_reading.items():
+            readings.setdefault(reading, {})[dataset] = evaluation.metrics
+        main = next(iter(by_reading.values()))
+        metrics[dataset] = main.metrics
+        for language, scores in main.scores.items():
+            rows += [(dataset, language, key, 100 * s.f1, 100 * s.em) for key, s in scores.items()]
+    full = {**record, "metrics": metrics, "readings": readings if len(readings) > 1 else {}}
+    frame = pd.DataFrame(rows, columns=["dataset", "language", "id", "f1", "em"])
+    with replacing(scores_path(path)) as temporary:  # first, so that no result is without its scores
+        frame.astype({"f1": "float32", "em": "float32"}).to_parquet(temporary, index=False, compression="zstd")
+    write_text_atomically(path, json.dumps(full, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def scores_path(result: Path) -> Path:
+    """The scores beside a result."""
+    return result.with_name(f"{result.stem}.scores.parquet")
+
+
+def load_all_results(protocol: str, folder: Path | None = None) -> list[dict]:
+    """Every result of a protocol; ``scores`` is the path of the per-question scores beside each."""
+    return [
+        {**json.loads(path.read_text("utf-8")), "scores": str(scores_path(path))}
+        for path in sorted(((folder or results_folder()) / place_of(protocol)).glob("*.json"))
+    ]
+
+
+def load_results(protocol: str, folder: Path | None = None, backbone: str | None = None) -> list[dict]:
+    """Results that compare: of one backbone (by default the protocol's own), trained with the protocol's settings."""
+    setting = backbone_tag(protocol, backbone)
+    return [result for result in load_all_results(protocol, folder) if setting_of(result["config"]) == setting]
+
+
+def load_scores(file: str | Path, dataset: str) -> pd.DataFrame:
+    """Rows ``dataset, language, id, f1, em`` (percent) of one data set."""
+    frame = pd.read_parquet(file)
+    return frame[frame["dataset"] == dataset]

@@ -1,0 +1,329 @@
+"""One experiment from data to result files: rows, steps, training, evaluation; and grids, measured where missing."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedTokenizerBase
+
+from ..baselines.mixup import gold_probability
+from ..data.batches import Part
+from ..data.files import home, replacing, write_text_atomically
+from ..data.protocols import ProtocolData, load_protocol
+from ..data.squad import CorpusError
+from ..data.windows import WindowSpec, build_windows, fingerprint, pair_windows, window_cache
+from ..model.modeling import XStaForQuestionAnswering
+from ..prediction.evaluation import evaluate_model, evaluate_once, provenance
+from ..training import ranks
+from ..training.machine import peak_memory_bytes, release_memory
+from ..training.trainer import Trainer, TrainingConfig, TrainingResult
+from .experiment import METHODS, SETTINGS, Experiment, experiment, grid, place_of
+from .results import load_all_results, results_folder, write_result
+
+
+def training_parts(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+    """The rows a method trains on: English alone; the union, each row alone; or English rows and pairs.
+
+    Raises:
+        CorpusError: the data has no training questions.
+    """
+    if not data.train:
+        raise CorpusError(f"protocol {data.name!r} has no training questions; add train.en.json, see data/README.md")
+    windows = partial(build_windows, tokenizer=tokenizer, cache=window_cache(), texts=False)
+    english = windows(data.train)
+    parts = [Part("en", english)]
+    if exp.method == "zero-shot":
+        return parts
+    source = english if data.parallel_source is data.train else windows(data.parallel_source)
+    for language in data.parallel:  # not items(): the texts of one language at a time
+        target = windows(data.parallel[language])
+        if not len(target):
+            continue
+        if exp.method == "trans-train":
+            parts.append(Part(language, target))
+            continue
+        back = ()
+        if exp.method == "x-mixup" and language in data.back_translated:
+            english_again = windows(data.back_translated[language])
+            back = (english_again, pair_windows(target, english_again, by_answer=False))
+        parts.append(Part(language, target, source, pair_windows(target, source, by_answer=True), *back))
+    return parts
+
+
+def count_rows(data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of the pair setting, English and translations, for a method that does not read the translations.
+
+    Counted one language at a time, and once: the counts are kept beside the windows.
+    """
+    key = json.dumps([data.name, data.digest(), [*data.parallel], fingerprint([], tokenizer, WindowSpec())])
+    path = window_cache() / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    if not path.exists():
+        windows = partial(build_windows, tokenizer=tokenizer, cache=window_cache(), texts=False)
+        rows = {"en": len(windows(data.train))}
+        rows |= {language: len(windows(data.parallel[language])) for language in data.parallel}
+        write_text_atomically(path, json.dumps(rows))
+    return sum(json.loads(path.read_text("utf-8")).values())
+
+
+def step_count(
+    exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part] = ()
+) -> int:
+    """Optimiser steps: those asked for, or the epochs over English rows and pairs, whatever the method reads.
+
+    ``parts`` are the experiment's :func:`training_parts`; with ``steps`` they are not needed.
+    """
+    if exp.training.steps:
+        return exp.training.steps
+    rows = count_rows(data, tokenizer) if exp.method == "zero-shot" else sum(len(part.target) for part in parts)
+    return max(1, round(exp.epochs * rows / exp.training.batch_size))
+
+
+def runs_folder() -> Path:
+    """Where runs lie: see :func:`~xsta_lib.data.files.home`."""
+    return home() / "runs"
+
+
+def run_folder(exp: Experiment) -> Path:
+    """Where an experiment's log, checkpoints, answers and model lie."""
+    return runs_folder() / exp.place / f"{exp.name}_{exp.fingerprint}"
+
+
+def new_model(exp: Experiment, data: ProtocolData) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase]:
+    """An experiment's model before training, the same for the same seed, and its tokenizer."""
+    release_memory()
+    torch.manual_seed(exp.training.seed)
+    languages = ["en", *data.parallel]
+    return METHODS[exp.method][0].from_backbone(exp.backbone, exp.model_config(), languages, dropout=exp.dropout)
+
+
+def _config(exp: Experiment, steps: int) -> TrainingConfig:
+    """The settings with a number of steps, and of a protocol other than the demo with two evaluations on the way."""
+    every = exp.training.evaluate_every or (0 if exp.protocol == "demo" else -(-steps // 2))
+    return replace(exp.training, steps=steps, evaluate_every=every)
+
+
+def _say(progress: bool, text: str) -> None:
+    if progress and ranks.rank() == 0:
+        print(text)
+
+
+def english_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
+    """Weights after ``english_epochs`` on the source language alone, trained once for all methods."""
+    start = replace(exp, method="zero-shot", without=(), switches=(), training=replace(exp.training, tracker=""))
+    folder = runs_folder() / exp.place / f"english_{start.fingerprint}_{data.digest()[:8]}"
+    weights = folder / "model.safetensors"
+    if not ranks.agreed(weights.exists()):
+        model, tokenizer = new_model(start, data)
+        parts = training_parts(start, data, tokenizer)
+        steps = max(1, round(exp.english_epochs * len(parts[0].target) / exp.training.batch_size))
+        _say(progress, f"English first, for all methods alike: {steps} steps")
+        Trainer(model, parts, _config(start, steps), tokenizer.pad_token_id, folder).train(progress)
+        if ranks.rank() == 0:
+            with replacing(weights) as temporary:
+                save_file(model.state_dict(), str(temporary))
+        ranks.wait()
+    return weights
+
+
+def train_experiment(
+    exp: Experiment,
+    data: ProtocolData,
+    progress: bool = True,
+    on_log: Callable[[Sequence[dict]], None] | None = None,
+) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase, TrainingResult]:
+    """Train (or load) an experiment's model; the same call goes on with a run that was stopped.
+
+    Args:
+        exp, data: what to train, on what.
+        progress, on_log: see :class:`~xsta_lib.training.trainer.Trainer`.
+
+    Returns:
+        ``(model, tokenizer, result)``; the model lies in ``model`` of :func:`run_folder`.
+
+    Raises:
+        ValueError: the model there was trained on other questions than the protocol has now.
+    """
+    folder, digest = run_folder(exp), data.digest()
+    if ranks.agreed(is_trained(exp)):
+        result = TrainingResult(**json.loads((folder / "training.json").read_text("utf-8")))
+        if result.data != digest:
+            questions = f"other questions than {exp.protocol} has now"
+            raise ValueError(f"{folder}: trained on {questions}; delete it to train anew")
+        return (*load_run(exp), result)
+    if ranks.rank() == 0:
+        shutil.rmtree(folder / "predictions", ignore_errors=True)  # of another model, if any
+    model, tokenizer = new_model(exp, data)
+    if exp.english_epochs:
+        missing, unexpected = model.load_state_dict(load_file(str(english_start(exp, data, progress))), strict=False)
+        if unexpected:
+            raise ValueError(f"the English start has weights that the model lacks: {unexpected[:3]}")
+    with ranks.main_first():  # the others read the windows that rank 0 caches
+        parts = training_parts(exp, data, tokenizer)
+        config = _config(exp, step_count(exp, data, tokenizer, parts))
+
+    def evaluate() -> float:
+        metrics = evaluate_model(model, tokenizer, data.validation, progress=progress).metrics
+        return sum(values["f1"] for values in metrics.values()) / len(metrics)
+
+    chosen = evaluate if data.validation.questions else None
+    kept = {"run": f"{exp.fingerprint} {digest}", "on_log": on_log, "gold_probability": gold_probability}
+    trainer = Trainer(model, parts, config, tokenizer.pad_token_id, folder, chosen, **kept)
+    steps = f"{config.steps} steps of {config.batch_size} rows"
+    _say(progress, f"{exp.method} ({exp.protocol}): {len(trainer.rows)} rows, {steps}")
+    result = trainer.train(progress)
+    result.data, result.peak_memory_bytes, result.provenance = digest, peak_memory_bytes(), provenance()
+    if ranks.rank() == 0:
+        write_text_atomically(folder / "training.json", json.dumps(asdict(result)))
+        what = f"Method {exp.method}, protocol {exp.protocol}, backbone {exp.backbone}, seed {config.seed}"
+        with replacing(folder / "model") as temporary:  # appears when it is complete
+            model.save_pretrained(temporary, tokenizer=tokenizer, card=f"{what}, {config.steps} steps.")
+    ranks.wait()
+    return model, tokenizer, result
+
+
+def is_trained(exp: Experiment) -> bool:
+    """Whether :func:`load_run` will find the experiment's model on this machine."""
+    return (run_folder(exp) / "model" / "config.json").exists()
+
+
+def load_run(exp: Experiment) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase]:
+    """``(model, tokenizer)`` of an experiment trained before on this machine, the model on its device.
+
+    Raises:
+        FileNotFoundError: it was not.
+    """
+    folder = run_folder(exp) / "model"
+    if not is_trained(exp):
+        command = f"xsta train --protocol {exp.protocol} --method {exp.method}"
+        raise FileNotFoundError(f"{folder}: not trained on this machine yet; run '{command}' first")
+    model = AutoModelForQuestionAnswering.from_pretrained(folder).to(ranks.device())
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def demo_model(small: bool = False) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase]:
+    """``(model, tokenizer)`` of the demo's X-STA run, on the CPU; of a few live steps if it is missing or ``small``."""
+    exp = experiment("demo", "x-sta")
+    if small or not is_trained(exp):
+        exp = experiment("demo", "x-sta", english_epochs=0.1, epochs=0.02, precision="fp32")
+    model, tokenizer, _ = train_experiment(exp, load_protocol("demo"), progress=not small)
+    return model.to("cpu"), tokenizer
+
+
+def result_path(exp: Experiment, source: str, results: Path | None = None) -> Path:
+    """Where a result goes: a method that reads pairs has one result with its source and one without."""
+    alone = "_target-only" if exp.model_config().reads_pairs and source == "none" else ""
+    return (results or results_folder()) / exp.place / f"{exp.name}{alone}.json"
+
+
+def describe(exp: Experiment, source: str) -> dict:
+    """The fields of a result that say what was run."""
+    config = exp.to_dict()
+    own = {name: config[name] for name in ("method", "without", "backbone", "seed")}
+    return {"protocol": exp.place, **own, "source": source, "config": config, "fingerprint": exp.fingerprint}
+
+
+def data_key(data: ProtocolData) -> str:
+    """A key of a protocol's questions, those of training and those of every test; it is kept with a result."""
+    return " ".join([data.digest(), *(test.digest() for test in data.tests)])
+
+
+def refuse_other_data(protocol: str, data: ProtocolData, results: Path | None = None) -> None:
+    """Refuse a folder whose files are not those that its results were measured on: they would not compare.
+
+    Raises:
+        ValueError: ``results/<folder>`` holds a result of other questions.
+    """
+    if protocol in SETTINGS:  # published files are checksummed
+        return
+    key = data_key(data)
+    if any(result.get("data") != key for result in load_all_results(protocol, results)):
+        place = (results or results_folder()) / place_of(protocol)
+        raise ValueError(f"{place}: measured on other files than {protocol} has now; move it away to measure anew")
+
+
+def known_results(experiments: Sequence[Experiment]) -> list[dict]:
+    """The results of some experiments that were measured before; raises as :func:`refuse_other_data` does."""
+    found, wanted = [], {exp.fingerprint for exp in experiments}
+    for protocol in dict.fromkeys(exp.protocol for exp in experiments):
+        here = [result for result in load_all_results(protocol) if result["fingerprint"] in wanted]
+        if here and protocol not in SETTINGS:
+            refuse_other_data(protocol, load_protocol(protocol))
+        found += here
+    return found
+
+
+def missing(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Those without a committed result."""
+    known = {result["fingerprint"] for result in known_results(experiments)}
+    return [exp for exp in experiments if exp.fingerprint not in known]
+
+
+def run_experiment(
+    exp: Experiment, data: ProtocolData | None = None, progress: bool = True, results: Path | None = None
+) -> list[Path]:
+    """Train, evaluate with the source (a method that reads pairs) and without, write; returns the paths.
+
+    Under ``torchrun`` every process calls this.
+
+    Raises:
+        ValueError: see :func:`refuse_other_data` and :func:`train_experiment`.
+    """
+    ranks.start()
+    provenance()  # looked up once, of the code as it was loaded
+    with ranks.main_first():
+        data = data or load_protocol(exp.protocol)
+    refuse_other_data(exp.protocol, data, results)
+    model, tokenizer, training = train_experiment(exp, data, progress)
+    beside = next((test.source_name for test in data.tests if test.source), "none")
+    records = []
+    for source in dict.fromkeys((beside, "none")) if exp.model_config().reads_pairs else ("none",):
+        evaluations, kept = {}, []
+        for test in data.tests:
+            _say(progress, f"{exp.method}: {test.name}, source {source}")
+            found = source if test.source else "none"  # a set without English is read alone, and once
+            readings = ("calibrated", "target", "teacher") if found != "none" else ("calibrated",)
+            answers = run_folder(exp) / "predictions"
+            evaluations[test.name], record = evaluate_once(answers, model, tokenizer, test, found, readings, progress)
+            kept.append(record)
+        record = describe(exp, source) | {
+            "data": data_key(data),
+            "seconds": training.seconds,
+            "evaluation_seconds": sum(part["seconds"] for part in kept),
+            "peak_memory_bytes": max([training.peak_memory_bytes, *(part["peak_memory_bytes"] for part in kept)]),
+            "best_step": training.best_step,
+            "validation_f1": training.best_score,
+            "log": training.log,
+            "files": [str(report) for report in data.reports],
+            "provenance": training.provenance,
+            "evaluation_provenance": kept[-1]["provenance"] if kept else {},
+        }
+        records.append((result_path(exp, source, results), record, evaluations))
+    # together at the end: a run with one of its results would count as measured
+    written = [write_result(*found) if ranks.rank() == 0 else found[0] for found in records]
+    ranks.wait()
+    return written
+
+
+def run_grid(name: str, protocol: str, **changes) -> list[dict]:
+    """Measure what is missing of a grid, one experiment after the other, and return all its results.
+
+    Stopped at any moment, the same call goes on where it was: results, checkpoints and answers are kept as they come.
+    Arguments as for :func:`~.experiment.grid`.
+    """
+    experiments = grid(name, protocol, **changes)
+    todo, began = missing(experiments), time.perf_counter()
+    for number, exp in enumerate(todo):
+        spent = time.perf_counter() - began
+        left = f", about {tqdm.format_interval(spent / number * (len(todo) - number))} left" if number else ""
+        print(f"grid {name} ({protocol}): {number + 1} of {len(todo)} to measure: {exp.name}{left}")
+        run_experiment(exp)
+    found = known_results(experiments)
+    return [result for exp in experiments for result in found if result["fingerprint"] == exp.fingerprint]

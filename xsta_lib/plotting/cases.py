@@ -1,0 +1,178 @@
+"""Answers marked in their contexts: as HTML in a notebook, as a picture of a whole case (Figures 6 and 9 to 11)."""
+
+import html
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
+from types import MappingProxyType
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ..data.squad import Question
+from ..experiments.inspection import Case
+from .style import BLUE, DPI, GREEN, YELLOW, use_fonts
+
+RIGHT_TO_LEFT = ("ar",)
+SIZE = 9  # of the letters, in points
+EM = SIZE * DPI / 72  # in pixels, as all below
+LINE, SPACE = 1.65 * EM, 0.318 * EM  # DejaVu Sans's space
+# How an answer is marked: top and height in em from the baseline downwards, colour, order of drawing, name in the key.
+MARKS = {
+    "gold": (0.32, 0.14, GREEN, 2, "gold (line below)"),
+    "calibrated": (-0.95, 1.25, YELLOW, 1, "calibrated (yellow)"),
+    "teacher": (-1.08, 0.12, BLUE, 2, "teacher (line above)"),
+    "target": (-0.95, 1.25, "#555555", 2, "target's own (box)"),
+}
+TITLES = {"target": "target's own", "teacher": "attentive teacher", "calibrated": "calibrated (X-STA)"}
+CLOSING = "。，、；：？！）」』》】”’"  # may hang over the end of a line, never begin one
+Spans = Mapping[str, tuple[int, int]]  # by style
+JOINED = ("ARABIC", "DEVANAGARI", "BENGALI", "TELUGU")  # scripts whose letters change with their neighbours
+
+
+def locate(context: str, text: str, near: int) -> tuple[int, int] | None:
+    """Start and end of the occurrence of ``text`` that is nearest to an offset; ``None`` where there is none."""
+    places = [i for i in range(len(context)) if text and context.startswith(text, i)]
+    start = min(places, key=lambda place: abs(place - near), default=None)
+    return None if start is None else (start, start + len(text))
+
+
+def highlight(question: Question, predicted: str, language: str, score: float | None = None) -> str:
+    """HTML of a question and its context: gold answer underlined in green, prediction on yellow.
+
+    Args:
+        predicted: its occurrence nearest to the gold answer is marked.
+        language: sets the writing direction.
+        score: the prediction's probability, 0 to 1.
+    """
+    gold = question.answers[0]
+    spans = {f"border-bottom:3px solid {GREEN}": (gold.start, gold.end)}
+    if span := locate(question.context, predicted, gold.start):
+        spans[f"background:{YELLOW}"] = span
+    pieces = []
+    for low, high in pairwise(sorted({0, len(question.context), *chain(*spans.values())})):
+        text = html.escape(question.context[low:high])
+        style = "".join(f"{mark};" for mark, (start, end) in spans.items() if start <= low < end)
+        pieces.append(f'<span style="{style}color:black">{text}</span>' if style else text)
+    direction = "rtl" if language in RIGHT_TO_LEFT else "ltr"
+    shown = "" if score is None else f" <small>(p = {score:.2g})</small>"
+    asked = f"<b>{html.escape(question.question)}</b>{shown}<br>"
+    return f'<div dir="{direction}" lang="{language}" style="margin:0.6em 0">{asked}{"".join(pieces)}</div>'
+
+
+def _breaks(text: str, at: int) -> bool:
+    """Whether a line may break, or a mark may begin, in front of character ``at`` without tearing letters apart."""
+    before, after = text[at - 1], text[at]
+    if unicodedata.category(after)[0] == "M" or after in "\u0e33\u200c\u200d":
+        return False
+    names = [unicodedata.name(character, "").split(" ")[0] for character in (before, after)]
+    return not (before.isalpha() and after.isalpha() and names[0] == names[1] and names[0] in JOINED)
+
+
+def units(text: str, edges: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
+    """Cut a text into pieces that can be drawn one by one: ``(start, end, a space follows)``.
+
+    Pieces are words, cut further where a mark begins or ends, and single characters where a script has no spaces.
+    """
+    start = 0
+    for at in range(1, len(text) + 1):
+        end = at == len(text)
+        wide = not end and any(
+            unicodedata.east_asian_width(c) == "W" or "\u0e00" < c < "\u0e80" for c in text[at - 1 : at + 1]
+        )
+        if end or text[at].isspace() or text[at - 1].isspace() or ((at in edges or wide) and _breaks(text, at)):
+            if not text[start:at].isspace():
+                yield start, at, not end and text[at].isspace()
+            start = at
+
+
+class _Column:
+    """Draws lines of text into a column of an axes whose units are pixels, top down; ``y`` is where the next goes."""
+
+    def __init__(self, axes: Axes, left: float, width: float, top: float):
+        self.axes, self.left, self.width, self.y = axes, left, width, top
+
+    def text(self, text: str, language: str, spans: Spans = MappingProxyType({}), weight: str = "normal") -> None:
+        """One paragraph with spans marked by style; right to left where the language is written so."""
+        renderer, x, marked = self.axes.figure.canvas.get_renderer(), 0.0, {}
+        for start, end, space in units(text, list(chain(*spans.values()))):
+            drawn = self.axes.text(0, 0, text[start:end], fontsize=SIZE, fontweight=weight, va="baseline", zorder=3)
+            width = drawn.get_window_extent(renderer).width
+            if x + width > self.width and text[start:end] not in CLOSING:
+                self._end_line(marked)
+                x, marked = 0.0, {}
+            at = self.left + (self.width - x - width if language in RIGHT_TO_LEFT else x)
+            drawn.set_position((at, self.y))
+            for style, (low, high) in spans.items():
+                if low < end and start < high:
+                    before = marked.get(style, (at, at + width))
+                    marked[style] = min(before[0], at), max(before[1], at + width)
+            x += width + (SPACE if space else 0)
+        self._end_line(marked)
+
+    def _end_line(self, marked: Mapping[str, tuple[float, float]]) -> None:
+        """Draw the marks of a finished line, from left to right in pixels by style, and go to the next."""
+        for style, (left, right) in marked.items():
+            top, high, _, order, _ = MARKS[style]
+            place = left, self.y + top * EM
+            self.axes.add_patch(Rectangle(place, right - left, high * EM, zorder=order, **_look(style)))
+        self.y += LINE
+
+    def passage(self, question: Question, language: str, answers: Mapping[str, str]) -> None:
+        """A question and its context with the gold answer and answers by style marked."""
+        self.text(question.question, language, weight="bold")
+        spans = {}
+        for gold in question.answers[:1]:  # translated English has none
+            places = {style: locate(question.context, text, gold.start) for style, text in answers.items()}
+            spans = {"gold": (gold.start, gold.end)} | {style: span for style, span in places.items() if span}
+        self.text(question.context, language, spans)
+
+
+def _look(style: str) -> dict:
+    colour = MARKS[style][2]
+    return {"fill": False, "edgecolor": colour} if style == "target" else {"color": colour, "linewidth": 0}
+
+
+def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
+    """Draw both sides of a case; returns where it ends."""
+    half = 0.47 * width
+    left, right = (_Column(axes, x, half, top) for x in (0.02 * width, 0.51 * width))
+    left.passage(case.source, "en", {"calibrated": case.source_answer})
+    right.passage(case.target, case.language, case.answers)
+    left.y = low = max(left.y, right.y) + EM
+    for name, title in TITLES.items():
+        _Column(axes, right.left, half, low).text(f"{title} (F1 {case.f1[name]:.0f})", "en")
+        answer = _Column(axes, right.left + 0.4 * half, 0.6 * half, low)
+        answer.text(case.answers[name] or "(none)", case.language)
+        low = answer.y
+    if case.source.answers:
+        left.text(f"answer to the source: {case.source_answer or '(none)'}", "en")
+    return low
+
+
+def case_picture(cases: Sequence[Case], note: str = "") -> Figure:
+    """Cases below each other: source and target passage side by side, answers marked, the three answers written out.
+
+    ``MARKS`` says what is marked how. ``note`` stands at the bottom, such as where the texts come from.
+    """
+    use_fonts()
+    figure = Figure(figsize=(11, 20), dpi=DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    width, low = 11 * DPI, 0.0
+    axes.set(xlim=(0, width), ylim=(20 * DPI, 0))
+    for case in cases:
+        verb = {"success": "mends", "failure": "spoils"}[case.kind]
+        text = f"en, {case.language}: calibration {verb} the answer (such questions in {case.language}: {case.found})"
+        axes.text(0.02 * width, low + 0.2 * DPI, text, fontsize=9, color="0.4", va="center")
+        low = _draw_case(axes, case, width, low + 0.55 * DPI) + 0.1 * DPI
+    bottom = low + 0.3 * DPI
+    axes.text(0.98 * width, bottom - 0.14 * DPI, note, fontsize=8, color="0.4", ha="right", va="center")
+    handles = [Rectangle((0, 0), 1, 1, label=mark[-1], **_look(style)) for style, mark in MARKS.items()]
+    figure.set_size_inches(11, bottom / DPI)
+    axes.set(ylim=(bottom, 0))
+    axes.axis("off")
+    axes.legend(handles=handles, ncols=4, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.012, 0))
+    return figure

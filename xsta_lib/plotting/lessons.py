@@ -1,0 +1,228 @@
+"""Pictures of the inside of a model (Figures 4 and 5, distributions, gradients) and of its training."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, repeat
+
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..data.batches import Part, Row, row_length
+from ..prediction.explaining import Explanation, piece_text
+from .style import BESIDE, BLUE, MARKERS, PALETTE, VERMILION, grouped_bars, legend, panels, use_fonts
+
+
+def padding_share(parts: Sequence[Part], batches: Sequence[Sequence[Row]], multiple: int = 32) -> float:
+    """The share of all positions that hold padding, 0 to 1, each row counted with its longer side.
+
+    Batches are padded to their longest row, rounded up to a ``multiple``.
+    """
+    lengths = [[row_length(parts, row) for row in batch] for batch in batches]
+    padded = sum(len(batch) * -(-max(batch) // multiple) * multiple for batch in lengths)
+    return 1 - sum(map(sum, lengths)) / padded
+
+
+def batch_shapes(parts: Sequence[Part], batches: Sequence[Sequence[Row]]) -> Figure:
+    """One epoch's batches in their order: a mark's height is the longest row, its form and colour the language pair."""
+    figure, (axes,) = panels(8, 3)
+    rows = [(parts[batch[0].part].language, max(row_length(parts, row) for row in batch)) for batch in batches]
+    frame = pd.DataFrame(rows, columns=["language", "tokens"]).rename_axis("step").reset_index()
+    shown = [part.language for part in parts if part.language in set(frame["language"])]
+    look = {"hue_order": shown, "palette": (PALETTE * 2)[: len(shown)], "style_order": shown}
+    look["markers"] = list(MARKERS * 2)[: len(shown)]
+    seaborn.scatterplot(frame, x="step", y="tokens", hue="language", style="language", ax=axes, linewidth=0, **look)
+    axes.set(xlabel="step of the epoch", ylabel="tokens of the longest row", title="batches by language pair")
+    legend(axes, **BESIDE)
+    return figure
+
+
+def training_curves(log: Sequence[dict]) -> Figure:
+    """The loss terms and lambda over the steps of one run, from its log."""
+    frame = pd.DataFrame([line for line in log if "loss" in line])
+    figure, (left, right) = panels(9, 2.8, 2)
+    for number, name in enumerate(("source", "target", "teacher", "sentence", "token", "loss")):
+        if name in frame:
+            kept = frame[["step", name]].dropna()
+            style = {"color": "black", "linewidth": 2} if name == "loss" else {"color": PALETTE[number], "linewidth": 1}
+            style |= {"marker": MARKERS[number], "markersize": 4, "markevery": max(1, len(kept) // 20)}
+            left.plot(kept["step"], kept[name], label=name, **style)
+    left.set(xlabel="step", ylabel="nats", title="loss terms")
+    legend(left, **BESIDE)
+    if "lambda" in frame:
+        right.plot(frame["step"], frame["lambda"], color=BLUE)
+    right.set(xlabel="step", ylabel="lambda", title="weight of the target's own attention")
+    return figure
+
+
+def step_curves(log: Sequence[Mapping[str, float]]) -> Figure:
+    """Learning rate, gradient norm and the teacher's column sums over the steps of one run, from its log."""
+    titles = {
+        "learning_rate": "learning rate",
+        "grad_norm": "gradient norm before clipping",
+        "teacher_mass": "column sums of the teacher",
+    }
+    frame = pd.DataFrame([line for line in log if "loss" in line]).reindex(columns=["step", *titles])
+    figure, sides = panels(9, 2.6, len(titles))
+    for axes, (name, title) in zip(sides, titles.items(), strict=True):
+        kept = frame[["step", name]].dropna()
+        axes.plot(kept["step"], kept[name], color=BLUE, marker="." if len(kept) < 40 else "")
+        axes.set(xlabel="step", ylim=(0, 1.08 * kept[name].max() if len(kept) else 1))
+        axes.set_title(title, fontsize="medium")
+    return figure
+
+
+def selection_curve(steps: Sequence[int], scores: Sequence[float]) -> Figure:
+    """Validation F1 (%) over the steps; the chosen step is marked."""
+    figure, (axes,) = panels(5, 2.6)
+    best = int(np.argmax(scores))
+    axes.plot(steps, scores, color=BLUE, marker="o")
+    axes.scatter([steps[best]], [scores[best]], s=120, facecolor="none", edgecolor=VERMILION, linewidth=2, zorder=3)
+    axes.annotate("kept", (steps[best], scores[best]), textcoords="offset points", xytext=(-36, -4), color=VERMILION)
+    axes.set(xlabel="step", ylabel="F1 (%)", title="selection on the validation languages")
+    return figure
+
+
+def attention_heatmaps(
+    frames: Mapping[str, pd.DataFrame], label: str = "attention, heads averaged", from_zero: bool = True
+) -> Figure:
+    """Figure 4: heat maps side by side on one colour scale; rows are target tokens, columns source tokens.
+
+    Args:
+        frames: by title, as :func:`~xsta_lib.prediction.explaining.question_attention` returns them.
+        label: what the colour stands for.
+        from_zero: begin the colour scale at 0, not at the smallest value.
+    """
+    use_fonts()
+    rows, columns = next(iter(frames.values())).shape
+    figure, sides = panels(max(4.5, 1.4 + 0.3 * columns) * len(frames), max(3, 1.6 + 0.27 * rows), len(frames))
+    values = np.concatenate([frame.to_numpy().ravel() for frame in frames.values()])
+    scale = {"vmin": 0.0 if from_zero else values.min(), "vmax": values.max(), "cmap": "Blues", "cbar": False}
+    for axes, (title, frame) in zip(sides, frames.items(), strict=True):
+        names = {"xticklabels": list(frame.columns), "yticklabels": list(frame.index)}  # tokens may repeat
+        seaborn.heatmap(frame.to_numpy(), ax=axes, **scale, **names)
+        axes.tick_params(axis="x", labelrotation=90, labelsize=8)
+        axes.tick_params(axis="y", labelrotation=0, labelsize=8)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("source")
+        axes.spines[:].set_visible(True)
+    sides[0].set_ylabel("target")
+    figure.colorbar(sides[0].collections[0], ax=sides, label=label, shrink=0.8)
+    return figure
+
+
+def tsne_scatter(frame: pd.DataFrame, scores: pd.DataFrame, examples: Sequence[str]) -> Figure:
+    """Figure 5: sentence representations in two dimensions, before and after normalisation.
+
+    Colour stands for the language; some examples have a marker each, the others are faint dots.
+
+    Args:
+        frame, scores: of ``tsne_frame`` and ``silhouettes`` in :mod:`~xsta_lib.prediction.explaining`.
+        examples: up to eight ids to mark.
+    """
+    names = {example: f"example {number}" for number, example in enumerate(examples, 1)}
+    frame = frame.assign(name=frame["example"].map(names))
+    look = {"hue": "language", "palette": dict(zip(frame["language"].unique(), PALETTE * 2, strict=False))}
+    marked = {"style": "name", "style_order": list(names.values()), "markers": list(MARKERS[: len(names)])}
+    marked |= {"s": 55, "edgecolor": "black", "linewidth": 0.6}
+    figure, sides = panels(10, 4.6, len(scores))
+    for axes, space in zip(sides, scores.index, strict=True):
+        part = frame[frame["space"] == space]
+        seaborn.scatterplot(part, x="x", y="y", ax=axes, s=9, alpha=0.4, linewidth=0, legend=False, **look)
+        seaborn.scatterplot(part.dropna(), x="x", y="y", ax=axes, **look, **marked)
+        text = ", ".join(f"{value:+.2f} {name}" for name, value in scores.loc[space].items())
+        axes.set(title=space, xticks=[], yticks=[], ylabel="")
+        axes.set_xlabel(f"silhouette {text}", fontsize=9)
+        axes.spines[:].set_visible(True)
+        entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
+        axes.get_legend().remove()
+    entries = [(handle, name) for handle, name in entries if name not in frame]  # columns' names are headings
+    for handle, name in entries:
+        if name in names.values():
+            handle.set_markerfacecolor("white")
+    figure.legend(*zip(*entries, strict=True), frameon=False, fontsize=8, loc="outside right center")
+    return figure
+
+
+def _name_tokens(axes: Axes, tokens: Sequence[str], weights: np.ndarray, count: int = 8) -> None:
+    """Name the tokens with the largest weights below an axes; neighbours share one label."""
+    places = np.sort(np.argsort(weights)[-count:])
+    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    names = ["".join(tokens[run[0] : run[-1] + 1]).replace("\u2581", " ").replace("##", "").strip() for run in runs]
+    axes.set_xticks([run[0] for run in runs], names)
+    axes.tick_params(axis="x", labelrotation=40, labelsize=8)
+
+
+def distribution_lines(found: Explanation, side: int = 0) -> Figure:
+    """The three distributions of an answer's start (``side`` 0) or end (1) over the target's tokens."""
+    use_fonts()
+    figure, (axes,) = panels(9, 3.2)
+    frame = pd.DataFrame({name: getattr(found, name)[:, side] for name in ("target", "teacher", "calibrated")})
+    for name, colour, marker in zip(frame, ("black", BLUE, VERMILION), MARKERS, strict=False):
+        axes.plot(frame[name], color=colour, marker=marker, markersize=3, linewidth=1, label=name)
+    _name_tokens(axes, found.target_tokens, frame.max(axis=1).to_numpy())
+    axes.set(ylabel=f"p of the {('start', 'end')[side]}", xlabel="the target's tokens, the likeliest named")
+    legend(axes)
+    return figure
+
+
+def teacher_view(found: Explanation, side: int = 0) -> Figure:
+    """Where the teacher looks: its attention to the source's likeliest answer token, along the target's tokens."""
+    use_fonts()
+    figure, (axes,) = panels(9, 2.6)
+    column = int(found.source[:, side].argmax())
+    weights = found.teacher_attention[:, column]
+    axes.bar(range(len(weights)), weights, color=BLUE, width=1.0)
+    _name_tokens(axes, found.target_tokens, weights)
+    axes.set(ylabel="attention", xlabel="the target's tokens, the eight with the most attention named")
+    axes.set_title(f"teacher's attention to the source token {piece_text(found.source_tokens[column])!r}", fontsize=10)
+    return figure
+
+
+def language_shift(spaces: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Token states of two languages along the line that joins their means in the first space, a panel a space.
+
+    ``spaces`` has (tokens, H) states by panel title and language.
+    """
+    first, second = (states.mean(0) for states in next(iter(spaces.values())).values())
+    line = (second - first) / np.linalg.norm(second - first)
+    figure, panes = panels(9, 2.8, len(spaces))
+    for axes, (title, sides) in zip(panes, spaces.items(), strict=True):
+        places = {language: states @ line for language, states in sides.items()}
+        colours = dict(zip(places, PALETTE, strict=False))
+        each = {"common_norm": False, "stat": "density", "element": "step", "bins": 40, "palette": colours}
+        seaborn.histplot(places, ax=axes, **each)
+        for language, values in places.items():
+            axes.axvline(values.mean(), color=colours[language], linewidth=2)
+        axes.set(title=title, yticks=[], ylabel="", xlabel="along the line between the two means before")
+        axes.get_legend().set(frame_on=False)
+        axes.spines["left"].set_visible(False)
+    return figure
+
+
+def gradient_bars(norms: Mapping[str, Mapping[str, float]]) -> Figure:
+    """How much gradient reaches what, by way of sharing and tensor: a group of bars a tensor, a bar a way."""
+    frame = pd.DataFrame(norms).rename_axis("tensor").reset_index().melt("tensor", var_name="way", value_name="norm")
+    figure, (axes,) = panels(7, 2.8)
+    grouped_bars(axes, frame, "tensor", "norm", "way", dict(zip(norms, PALETTE, strict=False)))
+    for bars in axes.containers:
+        axes.bar_label(bars, fmt="%.2g", fontsize=8, padding=1)
+    axes.set(ylabel="norm of the gradient")
+    axes.margins(y=0.15)
+    legend(axes)
+    return figure
+
+
+def live_curve() -> Callable[[Sequence[dict]], None]:
+    """A function of the log so far that redraws one picture below the running cell; for the trainer's ``on_log``."""
+    from IPython.display import DisplayHandle
+
+    handle = DisplayHandle()
+    publish = chain([handle.display], repeat(handle.update))  # the first picture is shown, the others replace it
+
+    def redraw(log: Sequence[dict]) -> None:
+        if any("loss" in line for line in log):
+            next(publish)(training_curves(log))
+
+    return redraw

@@ -1,0 +1,220 @@
+"""Pictures of results and of corpora: each takes a data frame or plain values and returns a Matplotlib figure.
+
+The protocol of every number is printed beside it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
+
+from ..data.files import home
+from ..data.squad import Question
+from ..experiments.experiment import backbone_tag, place_of, setting_of
+from ..experiments.inspection import attention_maps, read_cases, read_inspection
+from ..experiments.results import load_all_results, results_folder
+from ..experiments.tables import (
+    ALONE,
+    FULL,
+    SYSTEMS,
+    average_with_interval,
+    file_label,
+    four_systems,
+    metrics_frame,
+    protocol_label,
+    seed_frame,
+    sweep_columns,
+    sweep_frame,
+    systems,
+    write_tables,
+)
+from .cases import case_picture
+from .lessons import attention_heatmaps, tsne_scatter
+from .style import BESIDE, BLUE, MARKERS, PALETTE, SIX, VERMILION, grouped_bars, legend, panels, save
+
+COLOURS = dict(zip(SYSTEMS, SIX, strict=True))
+
+
+def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
+    """F1 by language, one bar a system (means over seeds), and the average with its 95 % interval.
+
+    ``frame`` is a :func:`~xsta_lib.experiments.tables.metrics_frame`; ablations and switches are left out.
+    """
+    part = four_systems(frame[frame["dataset"] == dataset])
+    colours = {name: COLOURS[name] for name in systems(part)}
+    averages = {name: average_with_interval(part[part["system"] == name], dataset) for name in colours}
+    rows = [(name, "average", value) for name, (value, _, _) in averages.items()]
+    shown = pd.concat([part[["system", "language", "f1"]], pd.DataFrame(rows, columns=["system", "language", "f1"])])
+    languages = part["language"].nunique()
+    figure, (axes,) = panels(max(7, 0.95 * languages + 2), 3.6)
+    grouped_bars(axes, shown, "language", "f1", "system", colours)
+    for bars, (value, low, high) in zip(list(axes.containers), averages.values(), strict=True):
+        place = bars[-1].get_x() + bars[-1].get_width() / 2
+        axes.errorbar(place, value, [[value - low], [high - value]], color="black", capsize=2, linewidth=1)
+    axes.axvline(languages - 0.5, color="0.8", linewidth=1)
+    axes.set(ylabel="F1 (%)", title=f"F1 by language: {dataset} (protocol {part['protocol'].iloc[0]})")
+    legend(axes, ncols=min(6, len(colours)), loc="upper center", bbox_to_anchor=(0.5, -0.1), columnspacing=1.2)
+    return figure
+
+
+def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") -> Figure:
+    """Figure 3: F1 on the source language against the mean over the target languages, by method; means over seeds."""
+    part = four_systems(frame[frame["dataset"] == dataset])
+    colours = {name: COLOURS[name] for name in systems(part)}
+    names = [f"source ({source})", "mean of targets"]
+    sides = pd.Categorical(np.where(part["language"] == source, *names), names)
+    figure, (axes,) = panels(2.6 + 0.85 * len(colours), 3.2)  # room for the numbers on the bars
+    grouped_bars(axes, part.assign(side=sides), "side", "f1", "system", colours)
+    for bars in axes.containers:
+        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
+    axes.set(ylabel="F1 (%)", title=f"Source and targets: {dataset} (protocol {part['protocol'].iloc[0]})")
+    legend(axes, **BESIDE)
+    return figure
+
+
+def _sweep(
+    title: str, frame: pd.DataFrame, names: Sequence[str], protocol: str, seeds: pd.DataFrame, full: float, apart: bool
+) -> Figure:
+    """A line for each of the named columns over the frame's index, in panels of their own if ``apart``.
+
+    At the place ``full``, the full method with other seeds than the drawn one, as hollow markers.
+    """
+    figure, sides = panels(8 if apart else 5, 3.2, len(names) if apart else 1)
+    for axes, name, colour, marker in zip(sides * len(names), names, PALETTE, MARKERS, strict=False):
+        axes.plot(frame.index, frame[name], color=colour, marker=marker, label=name)
+        if name in seeds:
+            others = seeds[name].drop(seeds.index.min())
+            axes.plot([full] * len(others), others, marker, color=colour, markerfacecolor="none", zorder=1)
+        axes.set(xlabel=frame.index.name, ylabel="F1 (%)", xticks=frame.index)
+        legend(axes)
+    run = (f", seed {seeds.index.min()}" if len(seeds) else "") + ("; hollow: other seeds" if len(seeds) > 1 else "")
+    figure.suptitle(f"{title}\n(protocol {protocol}{run})", fontsize="medium")
+    return figure
+
+
+def gamma_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str, seeds: pd.DataFrame) -> Figure:
+    """Figure 7: mean F1 over gamma, the weight of the teacher's loss; a panel a data set, one for two readings of it.
+
+    Args:
+        frame, seeds: of ``sweep_frame`` and ``seed_frame`` in :mod:`~xsta_lib.experiments.tables`; other seeds of the
+            full method are hollow markers.
+        columns: one or two of the frame's; the values of gamma are spaced evenly.
+        protocol: named in the title.
+    """
+    apart = len({name.removesuffix(ALONE) for name in columns}) > 1
+    even, full = frame.set_axis(range(len(frame))).rename_axis("gamma"), int(frame.index.searchsorted(FULL["gamma"]))
+    figure = _sweep("Weight of the teacher's loss", even, columns, protocol, seeds, full, apart)
+    for axes in figure.axes:
+        axes.set_xticklabels([f"{value:g}" for value in frame.index])
+    return figure
+
+
+def layer_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str, seeds: pd.DataFrame) -> Figure:
+    """Figure 8: mean F1 over the layer that shares, a line a column; arguments as for :func:`gamma_curve`."""
+    named = frame.rename_axis("sharing layer")
+    return _sweep("Layer of GDKS", named, columns, protocol, seeds, FULL["sharing_layer"], apart=False)
+
+
+def length_boxes(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
+    """Window lengths in tokens by language; the line is the longest window."""
+    figure, (axes,) = panels(7, 2.8)
+    seaborn.boxplot(dict(lengths), ax=axes, color=BLUE, fill=False, width=0.5, linewidth=1, fliersize=3)
+    axes.axhline(limit, color=VERMILION, linewidth=1, linestyle="--")
+    axes.set(ylabel="tokens in a window", title="window lengths by language")
+    return figure
+
+
+def answer_positions(source: Sequence[Question], targets: Mapping[str, Sequence[Question]]) -> pd.DataFrame:
+    """Where the middle of each answer lies in its context, 0 to 1: rows ``language, id, source, target``."""
+
+    def middles(questions: Sequence[Question]) -> pd.Series:
+        return pd.Series({q.id: (q.answers[0].start + q.answers[0].end) / 2 / len(q.context) for q in questions})
+
+    sides = {name: pd.DataFrame({"source": middles(source), "target": middles(of)}) for name, of in targets.items()}
+    return pd.concat(sides, names=["language", "id"]).dropna().reset_index()
+
+
+def position_scatter(positions: pd.DataFrame) -> Figure:
+    """Answer positions, source against target, one panel a language; r is the correlation."""
+    parts = dict(list(positions.groupby("language", sort=False)))
+    figure, sides = panels(2.3 * len(parts), 2.9, len(parts), sharey=True)
+    for axes, (language, part) in zip(sides, parts.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=0)
+        seaborn.scatterplot(part, x="source", y="target", ax=axes, s=12, color=BLUE, alpha=0.6, linewidth=0)
+        axes.set_title(f"{language}, r = {part['source'].corr(part['target']):.2f}", fontsize="medium")
+        axes.set(xlabel="place in English", ylabel="place in target", aspect="equal")
+    return figure
+
+
+def _inspection_figures(label: str, protocol: str, folder: Path, backbone: str) -> dict[str, Figure]:
+    """Figures 4, 5 and 6 of what :func:`~xsta_lib.experiments.inspection.inspect_models` kept, by file name."""
+    found = {}
+    if record := read_inspection(4, protocol, folder, backbone):
+        entropies = record["mean_entropy_nats"]
+        over = f"mean entropy over {record['questions']} questions"
+        maps = {f"{name}\n{over}: {entropies[name]:.2f} nats": frame for name, frame in attention_maps(record).items()}
+        found["figure4"] = attention_heatmaps(maps)
+        title = f"Attention of one question: {record['dataset']}, {record['language']} (protocol {label})"
+        found["figure4"].suptitle(title, fontsize=11)
+    if record := read_inspection(5, protocol, folder, backbone):
+        places = pd.DataFrame(**record["places"])
+        examples = sorted(places["example"].unique())[:8]
+        found["figure5"] = tsne_scatter(places, pd.DataFrame(**record["silhouettes"]), examples)
+        found["figure5"].suptitle(f"Sentence representations: {record['dataset']} (protocol {label})", fontsize=11)
+    if (record := read_inspection(6, protocol, folder, backbone)) and record["cases"]:
+        cases = read_cases(record)
+        language = Counter(case.language for case in cases).most_common(1)[0][0]  # the first with both kinds, if any
+        mine = [case for case in cases if case.language == language]
+        found["figure6"] = case_picture(mine, f"protocol {label}; {record['note']}")
+    return found
+
+
+def _result_figures(results: Sequence[dict], label: str) -> dict[str, Figure]:
+    """Figures 3, 7 and 8 and the languages' bars of the results of one setting, by file name."""
+    frame = metrics_frame(results)
+    dataset = frame["dataset"].iloc[0]
+    figures = {}
+    if len(four_systems(frame)):
+        figures = {"figure3": source_target_bars(frame, dataset), "languages": language_bars(frame, dataset)}
+    for name, switch, curve in (("figure7", "gamma", gamma_curve), ("figure8", "sharing_layer", layer_curve)):
+        values = sweep_frame(results, switch)
+        if len(values) > 1:
+            figures[name] = curve(values, sweep_columns(values, dataset), label, seed_frame(results))
+    return figures
+
+
+def write_figures(protocol: str, folder: Path | None = None, figures: Path | None = None) -> list[Path]:
+    """Write the figures and tables of a protocol's results; returns the paths.
+
+    Figures 7 and 8 come once their grids were measured, Figures 4 to 6 once models were inspected. Every setting
+    (backbone, optimisation) other than the protocol's own has figures and tables of its own.
+
+    Args:
+        protocol: a name or a folder.
+        folder: of the results, by default ``results/``; the tables go beside the results.
+        figures: where the pictures go, by default ``figures/``.
+
+    Raises:
+        FileNotFoundError: the protocol has no results yet.
+    """
+    folder, figures = folder or results_folder(), figures or home() / "figures"
+    groups: dict[str, list[dict]] = {}
+    for result in load_all_results(protocol, folder):
+        if result["metrics"]:  # a folder without test files has none
+            groups.setdefault(file_label(result), []).append(result)
+    if not groups:
+        place = folder / place_of(protocol)
+        raise FileNotFoundError(f"{place}: no results yet; run 'xsta train --protocol {protocol}' first")
+    written = []
+    for name, results in groups.items():
+        label, backbone = protocol_label(results[0]), results[0]["backbone"]
+        drawn = _result_figures(results, label)
+        if setting_of(results[0]["config"]) == backbone_tag(protocol, backbone):  # the runs that are inspected
+            drawn |= _inspection_figures(label, protocol, folder, backbone)
+        written += [save(figure, figures / f"{picture}-{name}.png") for picture, figure in drawn.items()]
+        written += write_tables(results, protocol, folder)
+    return written

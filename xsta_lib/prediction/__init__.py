@@ -1,0 +1,1 @@
+"""Answers of a trained model, their scores and what led to them."""

@@ -1,0 +1,222 @@
+"""What happens inside a trained model on its way to an answer: attentions, distributions, sentence vectors.
+
+Axes: N_T and N_S tokens of the target's and the source's window, H hidden size, A attention heads.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
+from sklearn.metrics.pairwise import cosine_similarity
+from torch import Tensor
+
+from ..data.squad import Question
+from ..model.aligning import mean_pool
+from ..model.teaching import masked_softmax
+from .predictor import Predictor, best_spans, context_mask, like_lengths
+
+SPACES = ("before normalisation", "after normalisation")
+OWN_MEANS = "own means taken out"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What led to one answer. N_T and N_S count the tokens of the target's and the source's first window.
+
+    Attributes:
+        target_tokens, source_tokens: the pieces that the other fields' positions stand for.
+        target_context_start, source_context_start: the position of each side's first context token.
+        cross_attention: (A, N_T, N_S) of the sharing layer; ``None`` without a source or in a plain model.
+        teacher_attention: (N_T, N_S), heads averaged; ``None`` without a teacher.
+        target, teacher, calibrated: (N_T, 2) distributions over start and end; the teacher's may be ``None``.
+        source: (N_S, 2) the source's own distribution, which the teacher carries over; ``None`` without a source.
+        answer, gold: the predicted text (of this window) and the first gold answer, if there is one.
+    """
+
+    target_tokens: list[str]
+    source_tokens: list[str]
+    target_context_start: int
+    source_context_start: int
+    cross_attention: np.ndarray | None
+    teacher_attention: np.ndarray | None
+    target: np.ndarray
+    teacher: np.ndarray | None
+    calibrated: np.ndarray
+    source: np.ndarray | None
+    answer: str
+    gold: str
+
+
+def explain(predictor: Predictor, question: Question, language: str, source: Question | None = None) -> Explanation:
+    """Answer one question and keep what led to the answer: attentions, distributions and their tokens.
+
+    Args:
+        predictor: with the model and its tokenizer.
+        question: in the target language; its first window is explained.
+        language: the target language.
+        source: the same question in the source language.
+    """
+    model, tokenizer = predictor.model, predictor.tokenizer
+    target = predictor.windows([question])
+    sides = [target] if source is None else [target, predictor.windows([source])]
+    inputs = [predictor.inputs(windows, [0]) for windows in sides]
+    with predictor.passes():
+        encoded = model.encode(**inputs[1]) if source else None
+        output = model(**inputs[0], language=language, source=encoded, explain=True)
+        p_source = masked_softmax(encoded.logits, encoded.mask) if source else None
+    allowed = context_mask(target, [0], output.target.shape[1]).to(output.target.device)
+    start, end, _ = best_spans(output.calibrated, allowed)
+    n_target, n_source = int(sides[0].length[0]), int(sides[-1].length[0]) if source else 0
+
+    def take(value: Tensor | None, *axes: slice) -> np.ndarray | None:
+        return None if value is None else value[0][axes].float().cpu().numpy()
+
+    both = slice(n_target), slice(n_source)
+    tokens = [tokenizer.convert_ids_to_tokens(windows.input_ids[0].tolist()) for windows in sides]
+    return Explanation(
+        tokens[0],
+        tokens[1] if source else [],
+        int(sides[0].context_start[0]),
+        int(sides[-1].context_start[0]) if source else 0,
+        take(output.cross_attention, slice(None), *both),
+        take(output.teacher_attention, *both),
+        take(output.target, both[0]),
+        take(output.teacher, both[0]),
+        take(output.calibrated, both[0]),
+        take(p_source, both[1]),
+        target.text(0, int(start), int(end)),
+        question.answers[0].text if question.answers else "",
+    )
+
+
+def piece_text(piece: str) -> str:
+    """A token as a picture shows it: without the marks that say where a word begins."""
+    return piece.replace("\u2581", "").removeprefix("##") or "_"
+
+
+def question_places(tokens: Sequence[str], context_start: int) -> list[int]:
+    """Positions of the question's own tokens in a window; special tokens stand in ``<>`` or ``[]``."""
+    own = [token[0] + token[-1] not in ("<>", "[]") or token in ("<unk>", "[UNK]") for token in tokens[:context_start]]
+    return [i for i, kept in enumerate(own) if kept]
+
+
+def question_attention(found: Explanation) -> pd.DataFrame:
+    """Cross-attention between the two questions, heads averaged (Figure 4): rows are target, columns source tokens.
+
+    Weights are those of the whole window, so a row sums to 1 only where the target looks at nothing but the question.
+
+    Args:
+        found: an explanation with a source.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if found.cross_attention is None:
+        raise ValueError("no cross-attention: explain() needs the English question, and a model that shares")
+    sides = (found.target_tokens, found.target_context_start), (found.source_tokens, found.source_context_start)
+    places = [question_places(*side) for side in sides]
+    rows, columns = ([piece_text(tokens[i]) for i in at] for (tokens, _), at in zip(sides, places, strict=True))
+    return pd.DataFrame(found.cross_attention.mean(0)[np.ix_(*places)], index=rows, columns=columns)
+
+
+def attention_entropy(found: Explanation) -> float:
+    """Mean entropy, in nats, of the head-averaged cross-attention of the target's question tokens (low: focused)."""
+    p = found.cross_attention.mean(0)[question_places(found.target_tokens, found.target_context_start)]
+    return float(-(p * np.log(np.clip(p, 1e-12, None))).sum(1).mean())
+
+
+@dataclass(frozen=True)
+class SentenceVectors:
+    """Sentence representations of parallel questions.
+
+    Attributes:
+        languages, examples: (n,) of each vector, the example being the question's id.
+        spaces: by ``SPACES``, (n, H) vectors: the mean of ``h^L``, and that of ``h~``.
+    """
+
+    languages: np.ndarray
+    examples: np.ndarray
+    spaces: dict[str, np.ndarray]
+
+
+def one_per_passage(questions: Mapping[str, Sequence[Question]], count: int) -> dict[str, list[Question]]:
+    """The first question of each of the first ``count`` passages, the same ones in every language.
+
+    Windows hold a question and its passage, so questions of one passage look alike whatever they ask.
+    """
+    first: dict[str, str] = {}
+    for question in next(iter(questions.values())):
+        first.setdefault(question.context, question.id)
+    chosen = set(list(first.values())[:count])
+    return {language: [question for question in part if question.id in chosen] for language, part in questions.items()}
+
+
+def sentence_vectors(predictor: Predictor, questions: Mapping[str, Sequence[Question]]) -> SentenceVectors:
+    """Mean-pooled states of every question's first window, before and after Rep-Norm, each language read alone.
+
+    Args:
+        predictor: with the model and its tokenizer.
+        questions: by language.
+    """
+    languages, examples, found = [], [], {space: [] for space in SPACES}
+    for language, part in questions.items():
+        windows = predictor.windows(part)
+        for batch in like_lengths(windows, np.flatnonzero(windows.window == 0), predictor.batch_size):
+            with predictor.passes():
+                encoded = predictor.model.encode(**predictor.inputs(windows, batch), language=language)
+            for space, states in zip(SPACES, (encoded.states, encoded.normalised), strict=True):
+                found[space].append(mean_pool(states, encoded.mask).cpu().numpy())
+            languages += [language] * len(batch)
+            examples += [windows.id_of(i) for i in batch]
+    return SentenceVectors(np.array(languages), np.array(examples), {k: np.concatenate(v) for k, v in found.items()})
+
+
+def silhouettes(vectors: SentenceVectors) -> pd.DataFrame:
+    """How strongly vectors cluster, from -1 to 1 (cosine distance): by language and by example, a row a space.
+
+    A representation free of language has a low value by language and a high one by example.
+    """
+    labels = {"by language": vectors.languages, "by example": vectors.examples}
+    return pd.DataFrame(
+        {
+            name: {space: silhouette_score(x, label, metric="cosine") for space, x in vectors.spaces.items()}
+            for name, label in labels.items()
+        }
+    )
+
+
+def own_means_out(vectors: SentenceVectors) -> SentenceVectors:
+    """The vectors before normalisation without their languages' means over these very texts.
+
+    What normalisation would take out if its stored means, running averages of training, were those of these texts.
+    """
+    x = vectors.spaces[SPACES[0]].copy()
+    for language in set(vectors.languages):
+        x[vectors.languages == language] -= x[vectors.languages == language].mean(0)
+    return replace(vectors, spaces={OWN_MEANS: x})
+
+
+def cosines(vectors: SentenceVectors) -> pd.DataFrame:
+    """Mean cosine similarity of a question's vectors in two languages, and of two questions', a row a space.
+
+    The sentence alignment (section 3.4) tells them apart by their difference over its temperature.
+    """
+    same = vectors.examples[:, None] == vectors.examples
+    other = vectors.languages[:, None] != vectors.languages
+    pairs = {"translations": same & other, "other questions": ~same & other}
+    similarity = {space: cosine_similarity(x) for space, x in vectors.spaces.items()}
+    return pd.DataFrame({n: {space: s[pair].mean() for space, s in similarity.items()} for n, pair in pairs.items()})
+
+
+def tsne_frame(vectors: SentenceVectors, seed: int = 0) -> pd.DataFrame:
+    """The vectors in two dimensions (t-SNE on cosine distances): rows ``space, language, example, x, y``."""
+    frames = []
+    for space, x in vectors.spaces.items():
+        model = TSNE(metric="cosine", init="pca", perplexity=min(30, (len(x) - 1) / 3), random_state=seed)
+        places = model.fit_transform(x)
+        columns = {"language": vectors.languages, "example": vectors.examples, "x": places[:, 0], "y": places[:, 1]}
+        frames.append(pd.DataFrame({"space": space, **columns}))
+    return pd.concat(frames, ignore_index=True)

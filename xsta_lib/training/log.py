@@ -1,0 +1,72 @@
+"""What a training run tells while it goes: a line a log step, ``metrics.jsonl``, a tracker, a live curve."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..data.files import write_text_atomically
+
+SHOWN = ("loss", "source", "target", "teacher", "sentence", "token", "distance", "lambda", "learning_rate")
+
+
+def means(window: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every value over the steps that have it (English steps have no teacher, for one)."""
+    found = {}
+    for name in sorted({name for line in window for name in line}):
+        values = [line[name] for line in window if name in line]
+        found[name] = round(sum(values) / len(values), 6)
+    return found
+
+
+class RunLog:
+    """Takes a run's log lines and passes them on.
+
+    Args:
+        folder: where ``metrics.jsonl`` grows; ``None`` writes nothing.
+        show: print a line for each.
+        steps: of the whole run, for the time left.
+        track: takes each line's numbers and the step (Accelerate's ``log``).
+        on_log: takes all lines so far, after each new one.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        show: bool,
+        steps: int,
+        track: Callable[[dict, int], None] | None = None,
+        on_log: Callable[[Sequence[dict]], None] | None = None,
+    ):
+        self.path = folder / "metrics.jsonl" if folder else None
+        self.show, self.steps, self.track, self.on_log = show, steps, track, on_log
+
+    def restart(self, step: int) -> None:
+        """Drop lines behind a checkpoint's step, which will be written again, and a last one that was cut off."""
+        if self.path and self.path.exists():
+            lines = self.path.read_text("utf-8").split("\n")[:-1]  # nothing stands behind the last line's end
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_text_atomically(self.path, "".join(line + "\n" for line in kept))
+
+    def add(self, lines: Sequence[dict]) -> None:
+        """Report the newest of all lines so far."""
+        line = lines[-1]
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if self.track:
+            self.track({name: value for name, value in line.items() if name != "step"}, line["step"])
+        if self.on_log:
+            self.on_log(lines)
+        elif self.show:
+            tqdm.write(self.text(line))
+
+    def text(self, line: Mapping[str, float]) -> str:
+        """A log line as a terminal shows it."""
+        if "validation_f1" in line:
+            return f"step {line['step']}: validation F1 {line['validation_f1']:.2f}"
+        shown = [f"{name.replace('_', ' ')} {line[name]:.3g}" for name in SHOWN if name in line]
+        left = line["seconds"] / line["step"] * (self.steps - line["step"])
+        return f"step {line['step']}/{self.steps}: {', '.join(shown)}, {tqdm.format_interval(left)} left"

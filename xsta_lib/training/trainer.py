@@ -1,0 +1,454 @@
+"""The training loop, on Accelerate: precision, accumulation, many processes, checkpoints, resume, selection."""
+
+import json
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..data.batches import Part, Row, collate, collate_shared, endless_batches, rows_of
+from ..data.files import replacing
+from ..model.modeling import XStaForQuestionAnswering, XStaOutput
+from . import ranks
+from .checkpoints import load_checkpoint, model_tensors, newest_checkpoint, random_state, save_checkpoint
+from .cpu import clear_gradients, tuned
+from .log import RunLog, means
+from .machine import interrupted_once
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the step, the batch, the remedy and the last good checkpoint."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation settings; the defaults are the paper's (section 4.2) where it gives them.
+
+    Attributes:
+        steps: optimiser steps; 0 leaves them open, which no :class:`Trainer` takes.
+        batch_size: rows (pairs, or single windows) a step, over all processes.
+        share_source: a batch of pairs holds all languages of its source windows; one source pass serves them.
+        learning_rate: peak of the linear schedule.
+        warmup: share of the steps with rising learning rate.
+        weight_decay: AdamW's, not on biases, norms, w and b.
+        max_grad_norm: clipping of the global gradient norm.
+        seed: of the batch order and of dropout.
+        precision: ``auto`` is bf16 where the machine has it, else fp32.
+        accumulation: a step's rows are read in this many parts, to save memory; contrastive negatives and
+            normalisation statistics are then those of a part.
+        gradient_checkpointing: keep fewer activations and compute them again backwards.
+        compile: ``torch.compile`` the model (with dynamic lengths); pays on a GPU, after minutes of compiling.
+        log_every, evaluate_every, save_every: in steps; 0 never evaluates or saves on the way.
+        keep: how many checkpoints stay beside the best weights.
+        tracker: a tracker that Accelerate knows, by name, such as ``tensorboard`` or ``wandb``; it must be installed.
+    """
+
+    steps: int = 0
+    batch_size: int = 32
+    share_source: bool = False
+    learning_rate: float = 3e-5
+    warmup: float = 0.1
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 1.0
+    seed: int = 42
+    precision: str = "auto"
+    accumulation: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    log_every: int = 10
+    evaluate_every: int = 0
+    save_every: int = 0
+    keep: int = 1
+    tracker: str = ""
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
+        for name in ("batch_size", "accumulation", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("steps", "evaluate_every", "save_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 <= self.warmup <= 1 or self.learning_rate <= 0:
+            raise ValueError("warmup must be 0 to 1 and learning_rate above 0")
+
+
+@dataclass
+class TrainingResult:
+    """What a run gives back.
+
+    Attributes:
+        log: its lines.
+        seconds: of training.
+        best_score, best_step: the best validation score and its step, where the run was validated.
+        data: a key of the training questions (:meth:`~xsta_lib.data.protocols.ProtocolData.digest`).
+        peak_memory_bytes, provenance: of the process that finished the training.
+    """
+
+    log: list[dict] = field(default_factory=list)
+    seconds: float = 0.0
+    best_score: float | None = None
+    best_step: int | None = None
+    data: str = ""
+    peak_memory_bytes: int = 0
+    provenance: dict = field(default_factory=dict)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """The rate of a step, counted from 0: a linear rise over the warm-up's steps, then a linear fall to 0."""
+    rising = math.ceil(config.warmup * config.steps)
+    share = step / rising if step < rising else max(0.0, (config.steps - step) / max(1, config.steps - rising))
+    return config.learning_rate * share
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW, fused; no weight decay on biases, norms and the scalars w and b (everything with fewer than 2 axes)."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def average_outputs(outputs: Sequence[XStaOutput], rows: Sequence[int]) -> XStaOutput:
+    """Loss, terms, lambda and column sums of several languages' rows as of one batch, every row counting alike.
+
+    Args:
+        outputs: of at least one language; a term that one lacks is averaged over the others.
+        rows: each one's number of rows.
+    """
+    pairs = list(zip(outputs, rows, strict=True))
+
+    def mean(values: Sequence[tuple[Tensor, int]]) -> Tensor:
+        return sum(value * count for value, count in values) / sum(count for _, count in values)
+
+    names = {name for output in outputs for name in output.losses}
+    terms = {name: [(o.losses[name], count) for o, count in pairs if name in o.losses] for name in sorted(names)}
+    mixed = [(output.mixing, count) for output, count in pairs if output.mixing is not None]
+    masses = [output.teacher_mass for output in outputs if output.teacher_mass is not None]
+    return XStaOutput(
+        loss=mean([(output.loss, count) for output, count in pairs]),
+        losses={name: mean(values) for name, values in terms.items()},
+        mixing=mean([(value.mean(), count) for value, count in mixed]) if mixed else None,
+        teacher_mass=torch.cat(masses) if masses else None,
+    )
+
+
+class Passes(nn.Module):
+    """What a step computes in one call (one autocast, one synchronised backward): the source's pass, then its targets'.
+
+    Args:
+        model: whose passes.
+    """
+
+    def __init__(self, model: XStaForQuestionAnswering):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, source: Mapping | None = None, targets: Sequence[Mapping] = (), **target: Tensor | str
+    ) -> XStaOutput:
+        """The model's output for a batch as :func:`~xsta_lib.data.batches.collate` makes it.
+
+        Args:
+            source: the arguments of :meth:`~xsta_lib.model.modeling.XStaForQuestionAnswering.encode` for the source;
+                ``None`` reads the target alone.
+            targets: several languages that share the source, each with ``source_rows``, the source's rows that its
+                rows read; every row counts alike in the loss.
+            target: one language's arguments of the model's ``forward``.
+        """
+        encoded = None if source is None else self.model.encode(**source)
+        if not targets:
+            return self.model(**target, source=encoded)
+        outputs = []
+        for shared in targets:
+            own, rows = dict(shared), shared["source_rows"]
+            del own["source_rows"]
+            outputs.append(self.model(**own, source=encoded.map(lambda value, rows=rows: value[rows])))
+        return average_outputs(outputs, [len(shared["source_rows"]) for shared in targets])
+
+
+class Trainer:
+    """Trains one model on the rows of some parts.
+
+    Args:
+        model: an :class:`~xsta_lib.model.modeling.XStaForQuestionAnswering`.
+        parts: the data, one part a language (see :mod:`~xsta_lib.data.batches`).
+        config: the settings.
+        pad_id: the tokenizer's padding id.
+        folder: where log, checkpoints and the best weights go; ``None`` keeps nothing.
+        evaluate: returns the selection score of the model as it is (mean F1 over the validation languages).
+        rows: the rows to train on; all rows of the parts by default.
+        run: a name that a checkpoint must carry to be resumed; the settings by default.
+        on_log: takes all log lines so far after each new one (a live curve).
+        gold_probability: how often a step of a given number reads gold English where back-translated English is at
+            hand too; always, by default.
+
+    Under ``torchrun`` every rank makes the same trainer and calls the same methods; each reads its share of a batch's
+    rows, and the steps are those of one process with the whole batch.
+
+    Raises:
+        ValueError: no steps; a tracker that is not installed; ``share_source`` in several processes or with
+            back-translations.
+    """
+
+    def __init__(
+        self,
+        model: XStaForQuestionAnswering,
+        parts: Sequence[Part],
+        config: TrainingConfig,
+        pad_id: int,
+        folder: Path | str | None = None,
+        evaluate: Callable[[], float] | None = None,
+        rows: Sequence[Row] | None = None,
+        run: str = "",
+        on_log: Callable[[Sequence[dict]], None] | None = None,
+        gold_probability: Callable[[int], float] = lambda step: 1.0,
+    ):
+        if config.steps < 1:
+            raise ValueError(f"steps is {config.steps}; it must be at least 1")
+        self.folder = Path(folder) if folder else None
+        self.accelerator = ranks.make_accelerator(config.precision, config.tracker, self.folder)
+        if config.share_source and ranks.world_size() > 1:
+            raise ValueError("share_source works in one process; leave it off under torchrun")
+        if config.share_source and any(part.back is not None for part in parts):
+            raise ValueError("share_source reads gold English for all languages, not back-translations; leave it off")
+        self.parts, self.config, self.pad_id, self.evaluate = parts, config, pad_id, evaluate
+        self.rows = list(rows) if rows is not None else rows_of(parts)
+        self.run = run or json.dumps(asdict(config), sort_keys=True)
+        self.on_log, self.model, self.gold_probability = on_log, model, gold_probability
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        passes = Passes(model)
+        if config.compile:
+            passes.compile(dynamic=True)
+        self.passes, self.optimizer = self.accelerator.prepare(passes, make_optimizer(model, config))
+        self.step = 0
+        self.result = TrainingResult()
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def _pieces(self, batch: Sequence[Row]) -> list[Sequence[Row]]:
+        if self.config.share_source and batch[0].source >= 0:  # rows of one source stay together
+            batch = sorted(batch, key=lambda row: row.source)
+        count = min(self.config.accumulation, len(batch))
+        size = -(-len(batch) // count)
+        return [batch[i : i + size] for i in range(0, len(batch), size)]
+
+    def _inputs(self, rows: Sequence[Row], back_translated: bool) -> dict:
+        if self.config.share_source and rows[0].source >= 0:
+            inputs = collate_shared(self.parts, rows, self.pad_id)
+        else:
+            inputs = collate(self.parts, rows, self.pad_id, back_translated=back_translated)
+        return send_to_device(inputs, self.accelerator.device, non_blocking=True)
+
+    def reads_back_translation(self, batch: Sequence[Row]) -> bool:
+        """Whether this step's source is back-translated English: scheduled sampling, fixed by the seed."""
+        if batch[0].source < 0 or not self.parts[batch[0].part].has_back(batch):
+            return False
+        return np.random.default_rng([self.config.seed, self.step]).random() >= self.gold_probability(self.step)
+
+    def train_step(self, batch: Sequence[Row]) -> dict[str, float]:
+        """One optimiser step on one global batch; returns the loss, its terms, lambda and the teacher's column sum.
+
+        Raises:
+            TrainingError: the loss or its gradient is not finite, or memory is exhausted; weights are those before the
+                step.
+        """
+        self.passes.train()
+        back, pieces = self.reads_back_translation(batch), self._pieces(batch)
+        totals: dict[str, torch.Tensor] = {}
+        try:
+            for number, piece in enumerate(pieces, 1):
+                self._read(piece, len(batch), back, number == len(pieces), totals)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+                raise TrainingError(
+                    f"out of memory at step {self.step + 1}, a batch of {len(batch)} rows: raise accumulation (now "
+                    f"{self.config.accumulation}), set gradient_checkpointing, or lower batch_size. {self._saved()}"
+                ) from error
+            raise
+        values = self._over_ranks(totals)
+        if not math.isfinite(values["loss"]):
+            self._stop_on_nan(batch, "loss")
+        norm = self.accelerator.clip_grad_norm_(self.passes.parameters(), self.config.max_grad_norm)
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # a scaler leaves such a step out itself
+            self._stop_on_nan(batch, "gradient")
+        values["learning_rate"] = learning_rate(self.config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = values["learning_rate"]
+        self.optimizer.step()
+        clear_gradients(self.model, self.optimizer)
+        self.step += 1
+        return values | {"grad_norm": float(norm)}
+
+    def _read(self, piece: Sequence[Row], rows: int, back: bool, last: bool, totals: dict[str, torch.Tensor]) -> None:
+        """Forward and backward of this rank's share of some rows; a piece with too few rows is read by every rank."""
+        world = ranks.world_size()
+        few = len(piece) < world
+        mine = piece if few else piece[ranks.rank() :: world]
+        share = len(mine) / rows / (world if few else 1)
+        syncing = nullcontext() if last else self.accelerator.no_sync(self.passes)
+        with syncing, ranks.alone() if few else ranks.one_batch():
+            output = self.passes(**self._inputs(mine, back))
+            self.accelerator.backward(output.loss * (share * world))  # gradients are averaged over ranks
+        if few:  # every rank had its own dropout, and so its own statistics
+            ranks.same_buffers(self.model)
+        values = {"loss": output.loss.detach(), **output.losses}
+        if output.teacher_mass is not None:
+            values["teacher_mass"] = output.teacher_mass.detach().mean()
+        if output.mixing is not None:
+            values["lambda"] = output.mixing.mean()
+        for name, value in values.items():
+            totals[name] = totals.get(name, 0.0) + share * value.detach().float()
+
+    def _over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
+        """A step's values over all ranks, fetched from the device at once."""
+        return dict(zip(totals, ranks.sum_over_ranks(torch.stack(list(totals.values()))).tolist(), strict=True))
+
+    def _saved(self) -> str:
+        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
+        return f"Last good checkpoint: {saved or 'none'}"
+
+    def _stop_on_nan(self, batch: Sequence[Row], what: str) -> None:
+        language = self.parts[batch[0].part].language
+        ids = [self.parts[row.part].target.id_of(row.target) for row in batch[:5]]
+        raise TrainingError(
+            f"the {what} is not finite at step {self.step + 1} ({language}, ids {ids}, ...); lower learning_rate or "
+            f"use precision='fp32'. {self._saved()}"
+        )
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def train(self, progress: bool = True, resume: bool = True) -> TrainingResult:
+        """Run all steps, from the newest checkpoint if there is one; without ``resume`` older ones are deleted.
+
+        Ctrl-C ends the step (and the evaluation that is due after it), saves a checkpoint if there is a folder, and
+        says how to go on; a second one breaks off at once, and the last checkpoint counts.
+        """
+        torch.manual_seed(self.config.seed + ranks.rank())
+        self.model.zero_grad(set_to_none=True)
+        main = self.accelerator.is_main_process
+        self.log = RunLog(self.folder if main else None, progress and main, self.config.steps, *self._watchers(main))
+        if self.folder and not resume and main:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        ranks.wait()
+        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
+        if saved:
+            self._restore(saved)
+        self.log.restart(self.step)
+        order = self.config.batch_size, self.config.seed, self.step, self.config.share_source
+        batches = endless_batches(self.parts, self.rows, *order)
+        bar = tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step", disable=not self.log.show)
+        try:
+            with self._tuned(), interrupted_once(ranks.world_size()) as interrupted:
+                self._run(batches, bar, interrupted)
+        except KeyboardInterrupt:
+            self._say_how_to_go_on()
+            raise
+        finally:
+            bar.close()
+            self.model.zero_grad(set_to_none=True)  # answering needs none
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        self._load_best()
+        return self.result
+
+    def _tuned(self) -> AbstractContextManager:
+        """How the model reads while it trains; a compiled one reads as it was compiled."""
+        bf16 = self.accelerator.mixed_precision == "bf16"
+        return nullcontext() if self.config.compile else tuned(self.model, bf16)
+
+    def _run(self, batches: Iterator, bar: tqdm, interrupted: threading.Event) -> None:
+        began, before = time.perf_counter(), self.result.seconds
+        window: list[dict] = []
+        while self.step < self.config.steps:
+            epoch, batch = next(batches)
+            window.append(self.train_step(batch))
+            bar.set_postfix(loss=f"{window[-1]['loss']:.3f}", refresh=False)
+            bar.update()
+            self.result.seconds = before + time.perf_counter() - began
+            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                self._log(window, epoch)
+                window = []
+            self._evaluate_and_save()
+            if interrupted.is_set():  # the one place where weights, statistics, random numbers and scores agree
+                if window:
+                    self._log(window, epoch)
+                if self.folder:
+                    self._save()
+                raise KeyboardInterrupt
+
+    def _watchers(self, main: bool) -> tuple:
+        if not self.config.tracker:
+            return None, self.on_log if main else None
+        self.accelerator.init_trackers("xsta", config=asdict(self.config))
+        return self.accelerator.log, self.on_log if main else None
+
+    def _say_how_to_go_on(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
+        if saved and int(saved.name.removeprefix("step-")) == self.step:
+            print(f"interrupted at step {self.step}; saved. Run the same command again to go on.")
+        else:
+            print(f"interrupted at step {self.step}. {self._saved()}; run the same command again to go on from it.")
+
+    def _log(self, window: list[dict], epoch: int) -> None:
+        line = {"step": self.step, "epoch": epoch, "seconds": round(self.result.seconds, 2), **means(window)}
+        self.result.log.append(line)
+        self.log.add(self.result.log)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _evaluate_and_save(self) -> None:
+        if self.evaluate is not None and self._due(self.config.evaluate_every):
+            score = self.evaluate()
+            self.result.log.append({"step": self.step, "validation_f1": score})
+            self.log.add(self.result.log)
+            if self.result.best_score is None or score > self.result.best_score:
+                self.result.best_score, self.result.best_step = score, self.step
+                if self.folder and self.step < self.config.steps and self.accelerator.is_main_process:
+                    with replacing(self.folder / "best.safetensors") as temporary:
+                        save_file(model_tensors(self.model), str(temporary))
+        if self.folder and self.config.save_every and self._due(self.config.save_every):
+            self._save()
+
+    def _save(self) -> None:
+        scaler = self.accelerator.scaler
+        state = {"step": self.step, "run": self.run, "result": asdict(self.result)}
+        state["scaler"] = scaler.state_dict() if scaler is not None else {}
+        randoms = ranks.gather_objects(random_state())
+        if self.accelerator.is_main_process:
+            folder = self.folder / "checkpoints"
+            save_checkpoint(folder, self.model, self.optimizer, state, randoms, self.config.keep)
+        ranks.wait()
+
+    def _restore(self, path: Path) -> None:
+        state = load_checkpoint(path, self.model, self.optimizer, self.run, ranks.rank())
+        self.step = state["step"]
+        self.result = TrainingResult(**state["result"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _load_best(self) -> None:
+        ranks.wait()  # rank 0 may still be writing
+        best = self.folder / "best.safetensors" if self.folder else None
+        if best and ranks.agreed(best.exists()) and self.result.best_step not in (None, self.config.steps):
+            self.model.load_state_dict(load_file(str(best)))
