@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from tidy import BAR
 
+from xsta_lib.training.machine import has_bf16
+
 PLAIN_HTML = "<IPython.core.display.HTML object>"
 
 
@@ -21,8 +23,10 @@ def outputs(notebook: nbformat.NotebookNode) -> list[list[dict]]:
 
 
 def machine() -> list[str]:
-    """What rounding depends on: the processor's vector unit and torch."""
-    return [torch.backends.cpu.get_cpu_capability(), torch.__version__.split("+")[0]]
+    """What rounding depends on: the processor's vector and matrix units, and torch."""
+    units = [torch.backends.cpu.get_cpu_capability()]
+    units += [name for name, there in (("bf16", has_bf16()), ("AMX", torch.cpu._is_amx_tile_supported())) if there]
+    return [" ".join(units), torch.__version__.split("+")[0]]
 
 
 def _output(out: nbformat.NotebookNode) -> dict | None:
