@@ -9,7 +9,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -262,8 +262,10 @@ def _save(data: Dataset, folder: Path) -> None:
     shown = is_progress_bar_enabled()
     disable_progress_bar()  # the one of saving
     try:
-        with replacing(folder) as temporary:
+        with suppress(FileExistsError), replacing(folder) as temporary:
             data.save_to_disk(str(temporary))
+            if folder.is_dir():  # another process was faster, and may be reading it
+                raise FileExistsError(folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             raise OSError(f"{folder}: cannot be written ({error}); set XSTA_CACHE to a folder that can") from error
