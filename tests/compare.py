@@ -67,7 +67,7 @@ def reference_sharing(module: nn.Module, *sides: Array, release: bool) -> tuple[
     weights = arrays(module)
     correction = weights.get("correction.weight"), weights.get("correction.bias")
     scalars = float(weights["mixing_weight"]), float(weights["mixing_bias"])
-    options = {"release_weighting": release, "correct": module.mode == "gdks"}
+    options = {"release_weighting": release, "correct": module.mode == "gdks" and sides[0] is not sides[1]}
     return reference.gdks(*sides, weights, HEADS, *correction, *scalars, **options)
 
 
@@ -286,7 +286,7 @@ def reference_terms(model: XStaForQuestionAnswering, target: dict, source: dict,
         "source": reference.span_loss(pair["logits_s"], source["mask"], *gold_s[:2]),
         "target": reference.span_loss(pair["logits_t"], target["mask"], *gold_t[:2]),
         "teacher": reference.teacher_loss(pair["distributions"]["teacher"], *gold_t[:2], gold_t[2] & gold_s[2]),
-        "sentence": reference.info_nce(pair["r_s"], pair["r_t"], batch["question_ids"].numpy()),
+        "sentence": reference.info_nce(pair["r_s"], pair["r_t"], batch["passages"].numpy()),
         "token": token,
     }
 
@@ -334,9 +334,23 @@ def whole_layer(preset: str = "paper") -> None:
     close(target["states"], reference_feed_forward(layer, states, eps))
 
 
+def own_source(preset: str = "paper") -> None:
+    """S = T: every term of a pair of a row with itself, from one pass."""
+    model, batch = tiny_model(preset).double(), pair_batch()
+    batch["source"]["holds_answer"] = torch.tensor([True, False, True, True])
+    output = model(**batch["source"], passages=batch["passages"])
+    source = numpy_passes(model, batch)[1]
+    itself = {**batch, **batch["source"], "language": "en"}
+    terms = reference_terms(model, source, source, itself)
+    assert output.losses.keys() == terms.keys() - {"source"}
+    for name, value in output.losses.items():
+        close(value, terms[name])
+    close(output.loss, reference.total_loss(terms))
+
+
 def target_alone() -> None:
-    """S = T: one pass, L_MRC with weight 1."""
-    model, batch = tiny_model().double(), pair_batch()
+    """S = T with the span loss alone: one pass, L_MRC with weight 1."""
+    model, batch = tiny_model(source_rows="span").double(), pair_batch()
     output = model(**batch["source"])
     source = numpy_passes(model, batch)[1]
     weights = arrays(model.qa_outputs)

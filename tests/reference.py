@@ -301,10 +301,10 @@ def sentence_vector_release(h: Array, mask: Array, weight: Array, bias: Array) -
     return np.tanh(linear(mean_pool(h, mask), weight, bias))
 
 
-def info_nce(r_s: Array, r_t: Array, question_ids: Array, temperature: float = 0.05) -> float:
+def info_nce(r_s: Array, r_t: Array, passages: Array, temperature: float = 0.05) -> float:
     """Section 3.4, L_align_S: anchor the source, positive its translation, negatives the others' translations.
 
-    Rows with the anchor's question id are no negatives. Mean over rows. r_s and r_t (B, H), question_ids (B,).
+    Rows with the anchor's passage are no negatives. Mean over rows. r_s and r_t (B, H), passages (B,).
     """
     losses = []
     for anchor in range(len(r_s)):
@@ -314,7 +314,7 @@ def info_nce(r_s: Array, r_t: Array, question_ids: Array, temperature: float = 0
             return product / (math.sqrt(r_s[anchor] @ r_s[anchor]) * math.sqrt(r_t[other] @ r_t[other])) / temperature
 
         positive = similarity(anchor)
-        negatives = [similarity(j) for j in range(len(r_t)) if question_ids[j] != question_ids[anchor]]
+        negatives = [similarity(j) for j in range(len(r_t)) if passages[j] != passages[anchor]]
         # -log(e^p / (e^p + sum e^n)) with e^p divided out
         losses.append(math.log(1.0 + sum(math.exp(negative - positive) for negative in negatives)))
     return sum(losses) / len(losses)

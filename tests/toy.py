@@ -122,7 +122,7 @@ def pair_batch(
     batch: dict[str, Any] = random_side(target_lengths, generator, kind, middle, VOCABULARY)
     batch["source"] = random_side(source_lengths, generator, kind, 5, middle)
     batch["language"] = language
-    batch["question_ids"] = torch.tensor([0, 1, 0, 2])[: len(target_lengths)]
+    batch["passages"] = torch.tensor([0, 1, 0, 2])[: len(target_lengths)]
     return batch
 
 

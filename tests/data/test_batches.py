@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import write_tiny_e5
 
-from xsta_lib.data.batches import Part, collate, endless_batches, epoch_batches, pad, row_length, rows_of
+from xsta_lib.data.batches import Part, collate, endless_batches, epoch_batches, pad, row_sides, rows_of
 from xsta_lib.data.protocols import load_protocol
 from xsta_lib.data.windows import build_windows, pair_windows
 from xsta_lib.encoders.backbones import load_tokenizer
@@ -55,7 +55,7 @@ def test_like_lengths_share_a_batch(parts):
     rows = rows_of(parts)
 
     def waste(batches) -> float:
-        sizes = [[row_length(parts, row) for row in batch] for batch in batches]
+        sizes = [[max(row_sides(parts, row)) for row in batch] for batch in batches]
         return sum(max(size) * len(size) - sum(size) for size in sizes) / sum(map(sum, sizes))
 
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]

@@ -206,12 +206,12 @@ def test_changed_settings_are_named_and_never_overwrite(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "protocol", "count"),
     [
-        ("methods", "demo", 4),
+        ("methods", "demo", 6),
         ("ablations", "demo", 6),
         ("gamma", "compact", 5),
         ("layers", "compact", 6),
         ("layers", "demo", 12),
-        ("seeds", "compact", 12),
+        ("seeds", "compact", 18),
         ("variants", "demo", 6),
     ],
 )

@@ -25,7 +25,9 @@ EQUATIONS = [
     *(("3.2 the whole layer", compare.whole_layer, (preset,)) for preset in PAIRED),
     *(("3.3 distributions", compare.distributions, (preset,)) for preset in PAIRED),
     *(("3.5 objective", compare.objective, (preset,)) for preset in PAIRED),
-    ("3.5 S = T", compare.target_alone, ()),
+    ("3.5 S = T", compare.own_source, ()),
+    ("3.5 S = T, release", compare.own_source, ("release",)),
+    ("3.5 S = T, span loss", compare.target_alone, ()),
 ]
 
 

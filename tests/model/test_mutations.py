@@ -20,6 +20,7 @@ from xsta_lib.model.teaching import RepresentationNorm
 # The right ones, for wrong ones that build on them.
 ENTROPY, SENTENCES = aligning.row_entropy, aligning.sentence_alignment
 OBJECTIVE, LIKELIHOOD = XStaForQuestionAnswering.objective, teaching.gold_log_likelihood
+WEIGHTS = XStaForQuestionAnswering.weights
 SHARING, MIXUP = SharingMixin.init_sharing, MixupMixin.forward
 
 
@@ -90,6 +91,11 @@ def swapped_alpha(self, terms: dict[str, Tensor]) -> Tensor:
     return OBJECTIVE(self, terms | {"source": terms["target"], "target": terms["source"]})
 
 
+def half_distance(self, terms: dict[str, Tensor]) -> dict[str, float]:
+    """X-MIXUP's distance counted half."""
+    return WEIGHTS(self, terms) | {"distance": 0.5}
+
+
 def block_input(self, hidden_states: Tensor, mask: Tensor | None = None, sharing: Any = None, **rest: Any) -> tuple:
     """X-MIXUP's target reads the source's states before the block, not behind it."""
     result = MIXUP(self, hidden_states, mask, sharing=sharing, **rest)
@@ -123,7 +129,7 @@ MUTATIONS = [
     ("X-MIXUP lambda: bits", mixup, "row_entropy", entropy_in_bits, compare.mixup_layer, ()),
     ("X-MIXUP layer: source", MixupMixin, "forward", block_input, compare.mixup_layer, ()),
     ("X-MIXUP distance: [CLS]", mixup, "mean_pool", lambda h, mask: h[:, 0], compare.mixup_loss, ()),
-    ("X-MIXUP L: distance", MixupForQuestionAnswering, "objective", OBJECTIVE, compare.mixup_loss, ()),
+    ("X-MIXUP L: distance", MixupForQuestionAnswering, "weights", half_distance, compare.mixup_loss, ()),
     ("X-MIXUP sampling: exp", mixup, "gold_probability", lambda i, k=2e3: k / (k + i), compare.gold_probability, ()),
 ]
 

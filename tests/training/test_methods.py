@@ -20,8 +20,16 @@ from xsta_lib.training.trainer import Passes, Trainer, TrainingConfig
 TERMS = {
     "zero-shot": set(),
     "trans-train": set(),
+    "pairs": {"source"},
     "x-mixup": {"source", "distance", "lambda"},
-    "x-sta": {"source", "teacher", "sentence", "token", "lambda", "teacher_mass"},
+    "x-mixup_content": {"source", "distance", "lambda"},
+    "x-sta": {"source", "teacher", "sentence", "token", "lambda", "teacher_mass", "uniform_gap"},
+}
+OWN = {"own_teacher", "own_sentence", "own_token", "own_teacher_mass", "own_uniform_gap"}  # S = T
+WATCHED = {
+    "x-mixup": {"share_distance", "content_mass"},
+    "x-mixup_content": {"share_distance", "content_mass"},
+    "x-sta": {"share_teacher", "share_sentence", "share_token", "content_mass"},
 }
 
 
@@ -36,12 +44,16 @@ def test_each_method_trains(method: str, backbone: Path) -> None:
     settings = TrainingConfig(steps=24, batch_size=8, learning_rate=3e-3, log_every=1)
     trainer = Trainer(model, parts, settings, tokenizer.pad_token_id)
     pairs = sum(row.source >= 0 for row in trainer.rows)
-    expected = {"zero-shot": (16, 0), "trans-train": (32, 0), "x-mixup": (32, 16), "x-sta": (32, 16)}[method]
+    expected = {"zero-shot": (16, 0), "trans-train": (32, 0)}.get(method, (32, 16))
     assert (len(trainer.rows), pairs) == expected
-    log = trainer.train(progress=False).log
+    result = trainer.train(progress=False)
+    log, sides = result.log, len(trainer.rows) + pairs
+    assert result.sequences == 24 * 8 * sides // len(trainer.rows) and result.tokens > 8 * result.sequences
     always = {"step", "epoch", "seconds", "learning_rate", "grad_norm", "loss", "target"}
-    terms = [frozenset(line.keys() - always) for line in log]
-    assert set(terms) == ({frozenset(), frozenset(TERMS[method])} if pairs else {frozenset()})
+    watched = WATCHED.get(method, set())
+    assert {name for line in log for name in line if name in watched} == (watched if "source" in log[0] else set())
+    terms = {frozenset(line.keys() - always - watched) for line in log}
+    assert terms == {frozenset(TERMS[method]), frozenset(OWN if method == "x-sta" else ())}
     assert all(math.isfinite(value) for line in log for value in line.values())
     losses = [line["target"] for line in log]
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])

@@ -73,7 +73,8 @@ for folder, changes in {runs!r}:
 
 def log(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    apart = ("seconds", "content_mass", "share_")  # the last two are looked at in one process only
+    return [{name: value for name, value in line.items() if not name.startswith(apart)} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +106,8 @@ def test_two_processes_give_the_weights_and_statistics_of_one(folders):
     one, two = (load_file(str(folder / "model.safetensors")) for folder in newest)
     moved = 0
     for name, value in one.items():
-        if name == "qa_outputs.bias" or name.endswith("key.bias"):
-            continue  # softmax takes no notice of them: their gradients are rounding, which Adam makes large
+        if name == "qa_outputs.bias" or name.endswith(("key.bias", "layer.1.output.LayerNorm.bias")):
+            continue  # softmax and Rep-Norm take no notice of them: their gradients are rounding, which Adam makes large
         assert torch.allclose(value.float(), two[name].float(), atol=1e-3 if "running" not in name else 1e-4), name
         moved += "running" in name
     assert moved == 2

@@ -5,7 +5,7 @@ target tokens, H hidden size, A heads.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container
 from functools import cache
 
 import torch
@@ -25,7 +25,7 @@ class MixupMixin:
     Each side runs the block. Then the target's result, as query, attends to the source's result through the same
     weights, and ``target = LayerNorm(lambda cross + (1 - lambda) own)``; the layer's feed-forward follows. Gradients
     flow into the source. ``lambda = lambda_0 sigmoid(w ECA + b)`` a sample, ECA the entropy of the head-averaged
-    cross-attention in both directions, over real tokens.
+    cross-attention in both directions, over real tokens (or those of the content, where ``sharing_keys`` says so).
     """
 
     def init_mixup(self, lambda_0: float) -> None:
@@ -62,9 +62,9 @@ class MixupMixin:
         source = sharing.source_input
         if source is None:
             return own, weights
-        forth = self._probabilities(own, source, sharing.source_mask)
-        back = self._probabilities(source, own, sharing.mask)
-        sharing.mixing = self.mixing(forth, back, sharing.mask, sharing.source_mask)
+        forth = self._probabilities(own, source, sharing.source_keys)
+        back = self._probabilities(source, own, sharing.keys)
+        sharing.mixing = self.mixing(forth, back, sharing.keys, sharing.source_keys)
         if sharing.keep_attention:
             sharing.cross_attention = forth
         values = split_heads(self.self.value(source), self.self.num_attention_heads)
@@ -148,10 +148,9 @@ class MixupForQuestionAnswering(XStaForQuestionAnswering):
             terms["distance"] = representation_distance(source.states, target.states, source.mask, target.mask)
         return terms
 
-    def objective(self, terms: Mapping[str, Tensor]) -> Tensor:
+    def weights(self, terms: Container[str]) -> dict[str, float]:
         """``alpha L^S + (1 - alpha) L^T + distance``; a target read alone has its span loss."""
-        loss = super().objective(terms)
-        return loss + self.config.distance * terms["distance"] if "distance" in terms else loss
+        return super().weights(terms) | {"distance": self.config.distance}
 
 
 AutoConfig.register("x-mixup", MixupConfig)

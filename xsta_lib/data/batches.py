@@ -1,6 +1,6 @@
 """Batches of one language pair and like lengths; every row exactly once an epoch, in an order fixed by the seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -54,11 +54,10 @@ def rows_of(parts: Sequence[Part]) -> list[Row]:
     return rows
 
 
-def row_length(parts: Sequence[Part], row: Row) -> int:
-    """Tokens of a row's longer side."""
+def row_sides(parts: Sequence[Part], row: Row) -> tuple[int, int]:
+    """Tokens of a row's target and source, 0 for none."""
     part = parts[row.part]
-    source = part.source.length[row.source] if row.source >= 0 else 0
-    return int(max(part.target.length[row.target], source))
+    return int(part.target.length[row.target]), int(part.source.length[row.source]) if row.source >= 0 else 0
 
 
 def units_of(rows: Sequence[Row], share_source: bool) -> list[list[list[Row]]]:
@@ -90,7 +89,7 @@ def epoch_batches(
     generator = np.random.default_rng([seed, epoch])
     batches: list[list[Row]] = []
     for group in units_of(rows, share_source):
-        longest = [max(row_length(parts, row) for row in unit) for unit in group]
+        longest = [max(max(row_sides(parts, row)) for row in unit) for unit in group]
         order = generator.permutation(len(group))
         for low in range(0, len(order), 50 * size):
             room = 0  # rows that the last batch still takes; none where a pool begins
@@ -158,12 +157,18 @@ def collate(
     return inputs
 
 
+def amount(inputs: Mapping) -> dict[str, int]:
+    """What a batch of :func:`collate` or :func:`collate_shared` holds: ``sequences``, ``tokens`` without padding."""
+    sides = [inputs, inputs.get("source"), *inputs.get("targets", ())]
+    masks = [side["attention_mask"] for side in sides if side is not None and "attention_mask" in side]
+    return {"sequences": sum(map(len, masks)), "tokens": sum(int(mask.sum()) for mask in masks)}
+
+
 def _collate_target(part: Part, batch: Sequence[Row], pad_id: int, multiple: int) -> dict:
-    """A language's windows, and for pairs which question each row belongs to."""
+    """A language's windows, and which passage each row is about."""
     targets = [row.target for row in batch]
     inputs = collate_windows(part.target, targets, pad_id, multiple) | {"language": part.language}
-    if batch[0].source >= 0:
-        inputs["question_ids"] = torch.from_numpy(part.target.row[targets].astype(np.int64))
+    inputs["passages"] = torch.from_numpy(part.target.passages[part.target.row[targets]])
     return inputs
 
 

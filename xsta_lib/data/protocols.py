@@ -20,6 +20,7 @@ MATCHED = 0.9  # share of the questions that must find the English question of t
 HELD_OUT = 0.1  # share of the questions
 SQUAD_TRAIN = Path("squad/train-v1.1.json")
 TYDIQA_TRAIN = Path("tydiqa-goldp-v1.1/train/tydiqa-goldp-train-english.json")
+PARALLEL = ("parallel", "parallel-swapped")
 PAPER_TESTS = {  # by task: the test set's folder, its machine translations to English, the rule it is scored by
     "mlqa": ("MLQA_V1/test", "xtreme/MLQA/translate-test", "mlqa"),
     "xquad": ("xquad", "xtreme/XQuAD/translate-test", "squad"),
@@ -75,7 +76,8 @@ class TestSet:
         questions: by language.
         source: their English versions, found by id: one list for all languages, a list by language where they were
             machine-translated one by one (a language without one is read alone), or ``None``.
-        source_name: what the source is: ``gold``, ``translate-test`` or ``none``; printed beside results.
+        source_name: what the source is: ``gold``, ``translate-test``, ``other`` (a control) or ``none``; printed beside
+            results.
     """
 
     __test__ = False  # pytest looks for tests in classes of this name
@@ -222,6 +224,47 @@ def load_compact(root: Path | None = None) -> ProtocolData:
     return ProtocolData("compact", english + kept["en"], parallel, kept["en"], validation, tests, library.reports)
 
 
+def load_parallel(root: Path | None = None, swapped: bool = False) -> ProtocolData:
+    """Pairs that are translations: one half of XQuAD's articles trains, with TyDiQA's English, the other is the test.
+
+    Articles are counted in the English file's order, from 0; those with even numbers train (odd ones if ``swapped``).
+    MLQA dev, each language read alone, selects. XQuAD's half is tested with English beside it (the same question's, and
+    in ``xquad_other``, a control, that of another passage's question) and alone, TyDiQA dev alone.
+
+    Args:
+        root: the data folder.
+        swapped: the second fold.
+    """
+    library = Library(root or data_folder())
+    xquad = _read_parallel(library, "xquad")
+    titles = dict.fromkeys(question.title for question in xquad["en"])
+    chosen = set(list(titles)[int(swapped) :: 2])
+    ids = {question.id for question in xquad["en"] if question.title in chosen}
+    train = {language: [q for q in questions if q.id in ids] for language, questions in xquad.items()}
+    held = {language: [q for q in questions if q.id not in ids] for language, questions in xquad.items()}
+    english = train.pop("en")
+    tydiqa = {language: library.read(path) for language, path in published("tydiqa-goldp-v1.1/dev").items()}
+    targets = {language: questions for language, questions in held.items() if language != "en"}
+    tests = [
+        TestSet("xquad", "squad", held, held["en"]),
+        TestSet("xquad_other", "squad", targets, other_questions(held["en"]), "other"),
+        TestSet("tydiqa", "squad", tydiqa, None, "none"),
+    ]
+    validation = TestSet("mlqa", "mlqa", _read_parallel(library, "MLQA_V1/dev", MATCHED), None, "none")
+    name = "parallel" + ("-swapped" if swapped else "")
+    all_english = library.read(TYDIQA_TRAIN) + english
+    return ProtocolData(name, all_english, train, english, validation, tests, library.reports)
+
+
+def other_questions(questions: Sequence[Question]) -> list[Question]:
+    """Under each question's id another passage's question: the one half of the list further on, or the next that is."""
+    count, others = len(questions), []
+    for place, question in enumerate(questions):
+        further = (questions[(place + count // 2 + step) % count] for step in range(count))
+        others.append(next(replace(q, id=question.id) for q in further if q.context != question.context))
+    return others
+
+
 def _read_parallel(library: Library, folder: str, minimum: float = 0.0) -> dict[str, list[Question]]:
     """A parallel set's files, of whose ids at least the share ``minimum`` must be English ones in every language."""
     files: dict[str, list[Question]] = {}
@@ -286,6 +329,7 @@ def load_paper(task: str, root: Path | None = None, source: str = "translate-tes
 
 
 LOADERS: dict[str, Callable[..., ProtocolData]] = {"demo": load_demo, "compact": load_compact}
+LOADERS |= {name: partial(load_parallel, swapped=name != "parallel") for name in PARALLEL}
 LOADERS |= {f"paper-{task}": partial(load_paper, task) for task in ("mlqa", "xquad", "tydiqa")}
 LOADERS |= {f"paper-{task}-gold": partial(load_paper, task, source="gold") for task in ("mlqa", "xquad")}
 

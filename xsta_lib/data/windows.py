@@ -27,14 +27,14 @@ from .files import replacing
 from .squad import Answer, Question
 
 # Raise when the meaning of a cached window changes; older caches are then built anew.
-CODE_VERSION = 2
+CODE_VERSION = 3
 LARGE = 10_000  # questions; more are built by all cores
 BATCH = 200  # questions that are tokenised at once
 
 COLUMNS = Features(
     {name: Value("int32") for name in ("row", "window", "windows", "context_start", "start", "end")}
     | {name: List(Value("int32")) for name in ("input_ids", "char_starts", "char_ends")}
-    | {"holds_answer": Value("bool")}
+    | {"holds_answer": Value("bool"), "question_cut": Value("bool")}
 )
 
 
@@ -81,8 +81,9 @@ class Windows:
 
     Attributes (arrays over windows): ``row`` the question's index in ``ids``; ``window`` and ``windows`` which of how
     many; ``length`` in tokens; ``start``, ``end`` gold token positions, 0 ([CLS]) where the window lacks the answer;
-    ``holds_answer``; ``context_start`` the first context token; ``input_ids``, ``char_starts`` and ``char_ends``
-    ragged, the last two the characters of each context token. ``ids`` are the questions' ids.
+    ``holds_answer``; ``question_cut`` whether its question was cut; ``context_start`` the first context token;
+    ``input_ids``, ``char_starts`` and ``char_ends`` ragged, the last two the characters of each context token. Of the
+    questions: ``ids``, and ``passages``, equal numbers for questions about one context.
 
     Args:
         data: the cached columns.
@@ -93,9 +94,11 @@ class Windows:
 
     def __init__(self, data: Dataset, questions: Sequence[Question], texts: bool = True, segments: bool = False):
         self.ids, self.segments = [question.id for question in questions], segments
+        numbers: dict[str, int] = {}
+        self.passages = np.array([numbers.setdefault(question.context, len(numbers)) for question in questions], int)
         self.contexts = [question.context for question in questions] if texts else None
         self._table = data.data.table
-        for name in ("row", "window", "windows", "context_start", "start", "end", "holds_answer"):
+        for name in ("row", "window", "windows", "context_start", "start", "end", "holds_answer", "question_cut"):
             setattr(self, name, self._table[name].to_numpy())
         self.input_ids = Ragged(self._table["input_ids"])
         self.length = np.diff(self.input_ids.offsets)
@@ -147,36 +150,57 @@ def answer_tokens(answers: Sequence[Answer], starts: np.ndarray, ends: np.ndarra
     return (first, last) if first <= last else None
 
 
+def _readable(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts in which the names of special tokens, such as ``</s>``, are text: of as many characters, another first."""
+    names = [name for name in tokenizer.all_special_tokens if any(name in text for text in texts)]
+    for name in names:
+        texts = [text.replace(name, "\u2039" + name[1:]) for text in texts]
+    return list(texts)
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], list[int]]:
+    """The special tokens before the question, between question and context, and behind the context."""
+    encoded = tokenizer("a", "a")
+    ids, sides = encoded["input_ids"], encoded.sequence_ids(0)
+    first, last = sides.index(0), len(sides) - sides[::-1].index(1)
+    behind = len(sides) - sides[::-1].index(0)
+    return ids[:first], ids[behind : sides.index(1)], ids[last:]
+
+
 def _windows_of(
     rows: Sequence[int], questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, spec: WindowSpec
 ) -> pa.Table:
-    """The windows of a few questions; the first gold answer labels them, as usual for training."""
-    texts, limit = [questions[row].question for row in rows], spec.max_question_length
-    for i, tokens in enumerate(tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True).offset_mapping):
-        if len(tokens) > limit:
-            texts[i] = texts[i][: tokens[limit - 1][1]]
-    contexts = [questions[row].context for row in rows]
-    cut = {"truncation": "only_second", "max_length": spec.max_length, "stride": spec.stride}
-    encoded = tokenizer(texts, contexts, **cut, return_overflowing_tokens=True, return_offsets_mapping=True)
+    """The windows of a few questions; the first gold answer labels them, as usual for training.
+
+    Questions and contexts are cut as tokens, not as texts: the rest of a cut text may have more tokens than it had.
+    """
+    alone = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    asked = tokenizer(_readable([questions[row].question for row in rows], tokenizer), **alone)["input_ids"]
+    texts = dict.fromkeys(questions[row].context for row in rows)
+    encoded = tokenizer(_readable(list(texts), tokenizer), return_offsets_mapping=True, **alone)
+    read = dict(zip(texts, zip(encoded["input_ids"], encoded["offset_mapping"], strict=True), strict=True))
+    before, between, behind = _frame(tokenizer)
     columns: dict[str, list] = {name: [] for name in COLUMNS}
-    samples = encoded["overflow_to_sample_mapping"]
-    for index, sample in enumerate(samples):
-        sequence = encoded.sequence_ids(index)
-        first = sequence.index(1) if 1 in sequence else len(sequence)
-        last = len(sequence) - sequence[::-1].index(1) if 1 in sequence else first
-        chars = np.array(encoded["offset_mapping"][index][first:last], dtype=np.int32).reshape(-1, 2)
-        span = answer_tokens(questions[rows[sample]].answers, chars[:, 0], chars[:, 1])
-        same = index and samples[index - 1] == sample
-        columns["row"].append(rows[sample])
-        columns["window"].append(columns["window"][-1] + 1 if same else 0)
-        columns["windows"].append(samples.count(sample))
-        columns["input_ids"].append(encoded["input_ids"][index])
-        columns["context_start"].append(first)
-        columns["char_starts"].append(chars[:, 0])
-        columns["char_ends"].append(chars[:, 1])
-        columns["start"].append(first + span[0] if span else 0)
-        columns["end"].append(first + span[1] if span else 0)
-        columns["holds_answer"].append(span is not None)
+    for row, question in zip(rows, asked, strict=True):
+        head = before + question[: spec.max_question_length] + between
+        ids, offsets = read[questions[row].context]
+        offsets = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+        room = spec.max_length - len(head) - len(behind)
+        starts = range(0, max(1, len(ids) - spec.stride), room - spec.stride)  # the last one reaches the end
+        for window, first in enumerate(starts):
+            chars = offsets[first : first + room]
+            span = answer_tokens(questions[row].answers, chars[:, 0], chars[:, 1])
+            columns["row"].append(row)
+            columns["window"].append(window)
+            columns["windows"].append(len(starts))
+            columns["input_ids"].append(head + ids[first : first + room] + behind)
+            columns["context_start"].append(len(head))
+            columns["char_starts"].append(chars[:, 0])
+            columns["char_ends"].append(chars[:, 1])
+            columns["start"].append(len(head) + span[0] if span else 0)
+            columns["end"].append(len(head) + span[1] if span else 0)
+            columns["holds_answer"].append(span is not None)
+            columns["question_cut"].append(len(question) > spec.max_question_length)
     return pa.table(columns, schema=COLUMNS.arrow_schema)
 
 

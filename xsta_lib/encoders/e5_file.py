@@ -210,8 +210,13 @@ def dequantise(data: np.ndarray) -> np.ndarray:
 
 
 def build_normalizer(charmap: dict[str, str]) -> normalizers.Sequence:
-    """Per-character replacement by `charmap`, then runs of spaces to one space."""
-    steps: list[normalizers.Normalizer] = []
+    """Composition (NFC), then per-character replacement by `charmap`, then runs of spaces to one space.
+
+    The encoder was trained behind SentencePiece's ``nmt_nfkc``, which composes; the file's map has single characters
+    only, and without composition decomposed text takes two to five times as many pieces. Offsets stay those of the
+    text as given.
+    """
+    steps: list[normalizers.Normalizer] = [normalizers.NFC()]
     # Deletions go first and apart: Precompiled shifts all offsets when the first character of a text is deleted.
     deleted = "".join(f"\\x{{{ord(char):x}}}" for char, text in sorted(charmap.items()) if not text)
     if deleted:

@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from ..baselines.mixup import MixupConfig, MixupForQuestionAnswering
-from ..data.protocols import LOADERS
+from ..data.protocols import LOADERS, PARALLEL
 from ..model.configuration import ABLATIONS, XStaConfig
 from ..model.modeling import XStaForQuestionAnswering
 from ..training.trainer import TrainingConfig
@@ -16,7 +17,9 @@ from ..training.trainer import TrainingConfig
 METHODS = {
     "zero-shot": (XStaForQuestionAnswering, XStaConfig.plain),
     "trans-train": (XStaForQuestionAnswering, XStaConfig.plain),
+    "pairs": (XStaForQuestionAnswering, XStaConfig.plain),  # X-STA's batches and span losses, all its parts off
     "x-mixup": (MixupForQuestionAnswering, MixupConfig),
+    "x-mixup_content": (MixupForQuestionAnswering, partial(MixupConfig, sharing_keys="content")),
     "x-sta": (XStaForQuestionAnswering, XStaConfig),
 }
 DEMO_METHODS = ("zero-shot", "trans-train", "x-sta")  # what `make demo` has time for
@@ -25,6 +28,7 @@ DEMO_METHODS = ("zero-shot", "trans-train", "x-sta")  # what `make demo` has tim
 SETTINGS = {
     "demo": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 0.4, "dropout": 0.0, "english_epochs": 3.0},
     "compact": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 1.0, "dropout": 0.0},
+    **{name: {"learning_rate": 1e-4, "batch_size": 16, "epochs": 1.0, "dropout": 0.0} for name in PARALLEL},
     **{name: {} for name in LOADERS if name.startswith("paper-")},  # the paper's are the defaults
     **{name: {"steps": 24_000} for name in LOADERS if name.startswith("paper-mlqa")},  # the release's script
 }
@@ -35,9 +39,10 @@ RECORDED = (
     *("protocol", "method", "without", "switches", "backbone", "seed", "epochs", "english_epochs", "learning_rate"),
     *("batch_size", "dropout", "precision"),
 )
-LATER = {"accumulation": 1, "share_source": False, "steps": 0}
+LATER = {"accumulation": 1, "share_source": False, "steps": 0, "equal_tokens": False, "freeze_embeddings": False}
 LATER |= {"warmup": 0.1, "weight_decay": 1e-4, "max_grad_norm": 1.0}
-WAYS = ("share_source",)  # ways to train that are compared as systems of one setting
+# ways to train that are compared as systems of one setting
+WAYS = ("share_source", "equal_tokens", "freeze_embeddings")
 NO_SWITCHES = {"encoder", "languages", "source_language", "without"}  # data, backbone and ``without`` decide these
 
 
@@ -47,14 +52,14 @@ class Experiment:
 
     Attributes:
         protocol: what data (see :mod:`~xsta_lib.data.protocols`).
-        method: ``zero-shot``, ``trans-train``, ``x-mixup`` or ``x-sta``.
+        method: a key of ``METHODS``.
         without: ablations of Table 4 (x-sta only).
         switches: fields of :class:`~xsta_lib.model.configuration.XStaConfig` that differ from the paper, as pairs.
         backbone: see :func:`~xsta_lib.encoders.backbones.load_backbone`.
         dropout: the encoder's; ``None`` keeps the backbone's own.
-        epochs: times the rows of the pair setting, by ``batch_size``, are the optimiser steps, the same for every
-            method, unless ``training`` gives ``steps``. The last batch of a language pair may be smaller, so an epoch
-            may be a few batches short.
+        epochs: times the batches of the pair setting (rows by ``batch_size``, each language pair rounded up) are the
+            optimiser steps, the same for every method, unless ``training`` gives ``steps``.
+        equal_tokens: trans-train goes on until it has read as many tokens as the pair setting, instead of as many rows.
         english_epochs: epochs on the source language alone before, shared by all methods (the demo's head start).
         training: the optimisation; answers are read in bfloat16 wherever the device has it, whatever its precision.
     """
@@ -67,6 +72,7 @@ class Experiment:
     dropout: float | None = None
     epochs: float = 1.0
     english_epochs: float = 0.0
+    equal_tokens: bool = False
     training: TrainingConfig = TrainingConfig()
 
     def __post_init__(self):
@@ -80,6 +86,8 @@ class Experiment:
             raise ValueError(f"method is {self.method!r}; allowed: {', '.join(METHODS)}")
         if (self.without or self.switches) and self.method != "x-sta":
             raise ValueError("without and switches belong to the method x-sta")
+        if self.equal_tokens and self.method != "trans-train":
+            raise ValueError("equal_tokens belongs to the method trans-train: the others read pairs or English alone")
         if "sharing_dropout" in dict(self.switches) and self.dropout is not None:
             raise ValueError("sharing_dropout follows dropout; only with dropout=None it has a value of its own")
         self.model_config()  # refuses unknown switches

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..baselines.mixup import gold_probability
-from ..data.batches import Part
+from ..data.batches import Part, row_sides, rows_of
 from ..data.files import home, replacing, write_text_atomically
 from ..data.protocols import ProtocolData, load_protocol
 from ..data.squad import CorpusError
@@ -51,15 +51,15 @@ def training_parts(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTok
             parts.append(Part(language, target))
             continue
         back = ()
-        if exp.method == "x-mixup" and language in data.back_translated:
+        if exp.method.startswith("x-mixup") and language in data.back_translated:
             english_again = windows(data.back_translated[language])
             back = (english_again, pair_windows(target, english_again, by_answer=False))
         parts.append(Part(language, target, source, pair_windows(target, source, by_answer=True), *back))
     return parts
 
 
-def count_rows(data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows of the pair setting, English and translations, for a method that does not read the translations.
+def count_rows(data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Rows of the pair setting by language, English too, for a method that does not read the translations.
 
     Counted one language at a time, and once: the counts are kept beside the windows.
     """
@@ -70,7 +70,7 @@ def count_rows(data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> int:
         rows = {"en": len(windows(data.train))}
         rows |= {language: len(windows(data.parallel[language])) for language in data.parallel}
         write_text_atomically(path, json.dumps(rows))
-    return sum(json.loads(path.read_text("utf-8")).values())
+    return json.loads(path.read_text("utf-8"))
 
 
 def step_count(
@@ -82,8 +82,19 @@ def step_count(
     """
     if exp.training.steps:
         return exp.training.steps
-    rows = count_rows(data, tokenizer) if exp.method == "zero-shot" else sum(len(part.target) for part in parts)
-    return max(1, round(exp.epochs * rows / exp.training.batch_size))
+    reads_all = exp.method != "zero-shot"
+    rows = [len(part.target) for part in parts] if reads_all else count_rows(data, tokenizer).values()
+    batches = sum(-(-count // exp.training.batch_size) for count in rows)
+    more = 1.0
+    if exp.equal_tokens:
+        pairs = training_parts(replace(exp, method="pairs", equal_tokens=False), data, tokenizer)
+        more = count_tokens(pairs) / count_tokens(parts)
+    return max(1, round(exp.epochs * batches * more))
+
+
+def count_tokens(parts: Sequence[Part]) -> int:
+    """Tokens of all rows of some parts, both sides of pairs."""
+    return sum(sum(row_sides(parts, row)) for row in rows_of(parts))
 
 
 def runs_folder() -> Path:
@@ -287,6 +298,8 @@ def run_experiment(
     for source in dict.fromkeys((beside, "none")) if exp.model_config().reads_pairs else ("none",):
         evaluations, kept = {}, []
         for test in data.tests:
+            if test.source_name == "other" and source == "none":
+                continue  # the same questions as another set's, which are read alone there
             _say(progress, f"{exp.method}: {test.name}, source {source}")
             found = source if test.source else "none"  # a set without English is read alone, and once
             readings = ("calibrated", "target", "teacher") if found != "none" else ("calibrated",)
@@ -295,6 +308,9 @@ def run_experiment(
             kept.append(record)
         record = describe(exp, source) | {
             "data": data_key(data),
+            "steps": training.log[-1]["step"] if training.log else 0,
+            "sequences": training.sequences,
+            "tokens": training.tokens,
             "seconds": training.seconds,
             "evaluation_seconds": sum(part["seconds"] for part in kept),
             "peak_memory_bytes": max([training.peak_memory_bytes, *(part["peak_memory_bytes"] for part in kept)]),

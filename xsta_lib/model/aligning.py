@@ -20,16 +20,16 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def sentence_alignment(
-    source: Tensor, target: Tensor, question_ids: Tensor | None, temperature: float = 0.05
+    source: Tensor, target: Tensor, passages: Tensor | None, temperature: float = 0.05
 ) -> Tensor:
     """L_align_S: InfoNCE with cosine similarity; the anchor is the source, its translation the positive.
 
-    Negatives are the other questions' translations in the whole batch; rows of the same question
-    (its second window) are never each other's negatives.
+    Negatives are the other passages' translations in the whole batch; rows of the same passage (another question about
+    it, or a second window) are never each other's negatives.
 
     Args:
         source, target: (B, H) sentence vectors of a pair in the same row.
-        question_ids: (B,) equal numbers for rows of the same question; ``None``: no two rows are of one.
+        passages: (B,) equal numbers for rows of the same passage; ``None``: no two rows are of one.
         temperature: tau, 0.05 in the paper.
     """
     source, target = (vectors.to(torch.promote_types(vectors.dtype, torch.float32)) for vectors in (source, target))
@@ -37,9 +37,9 @@ def sentence_alignment(
     with torch.autocast(source.device.type, enabled=False):  # a cosine in bfloat16 is too coarse for this temperature
         logits = F.normalize(source, dim=-1) @ F.normalize(targets, dim=-1).T / temperature
     rows = torch.arange(len(logits), device=logits.device)
-    if question_ids is not None:
-        _, (ids,) = batch.gather(question_ids)
-        same = question_ids[:, None] == ids[None, :]
+    if passages is not None:
+        _, (others,) = batch.gather(passages)
+        same = passages[:, None] == others[None, :]
         same[rows, first + rows] = False
         logits = logits.masked_fill(same, torch.finfo(logits.dtype).min)
     return F.cross_entropy(logits, first + rows)
@@ -64,8 +64,9 @@ def token_alignment(target: Tensor, source: Tensor, target_mask: Tensor, source_
     Args:
         target: (B, N_T, H), source: (B, N_S, H), with their masks.
     """
-    scores = target @ source.transpose(-1, -2)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / target.shape[-1] ** 0.5
+    target, source = (states.to(torch.promote_types(states.dtype, torch.float32)) for states in (target, source))
+    with torch.autocast(target.device.type, enabled=False):
+        scores = target @ source.transpose(-1, -2) / target.shape[-1] ** 0.5
     scores = scores.masked_fill(~source_mask[:, None, :].bool(), torch.finfo(scores.dtype).min)
     return row_mean(row_entropy(scores.softmax(-1)), target_mask).mean()
 

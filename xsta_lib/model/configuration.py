@@ -18,10 +18,14 @@ from .teaching import NORMALISATIONS, STATISTICS, TEACHER_FORMS
 ABLATIONS = ("gdks", "atgc", "atgc_inference", "rep_norm", "alignment_sentence", "alignment_token")
 CALIBRATIONS = ("probabilities", "logits", "none")
 STATES = ("hidden", "normalised")
+KEYS = ("all", "content")
+SOURCE_ROWS = ("all", "span")
 
 CHOICES = {
     "sharing": SHARING_MODES,
     "sharing_weighting": WEIGHTINGS,
+    "sharing_keys": KEYS,
+    "source_rows": SOURCE_ROWS,
     "span_states": STATES,
     "sentence_states": STATES,
     "normalisation": NORMALISATIONS,
@@ -67,6 +71,8 @@ class XStaConfig(PreTrainedConfig):
         sharing_layer: the layer that shares, counted from 1.
         sharing_weighting: ``paper`` weights the cross-attended part by 1 - lambda, ``release`` by lambda.
         lambda_0: initial lambda.
+        sharing_keys: the source tokens that the sharing layer may attend to: ``all``, or its ``content`` without the
+            special tokens (:attr:`special_ids`).
         sharing_dropout: dropout inside the correction ``f``.
         span_states: what the span head reads, ``hidden`` (h^L) or ``normalised`` (the release).
         normalisation: Rep-Norm statistics ``per-language``, ``shared``, or ``none``.
@@ -77,9 +83,14 @@ class XStaConfig(PreTrainedConfig):
         sentence_states: sentence vectors from ``hidden`` or ``normalised`` states.
         sentence_projection: a shared Linear + tanh behind the mean (the release).
         token_alignment: entropy of the ``hidden`` states' attention, or of the ``cross-attention`` (the release).
+        token_alignment_gradient: let the gradients of the ``hidden`` form flow into the source's states too; those of
+            the release's form never do.
+        source_rows: what rows of the source language (S = T) carry in training: ``all`` terms, their own pass being
+            their source, or the ``span`` loss alone.
         alpha, gamma, zeta, eta: weights of section 3.5: source span loss (the target's is 1 - alpha), teacher,
             sentence and token alignment.
         temperature: tau of the sentence alignment.
+        special_ids: ids of the tokens that frame question and context; :meth:`from_backbone` of the model sets them.
         without: ablations of Table 4 by name, any of ``ABLATIONS``; they overrule the fields above.
 
     Raises:
@@ -98,6 +109,7 @@ class XStaConfig(PreTrainedConfig):
     sharing: str = "gdks"
     sharing_layer: int = 8
     sharing_weighting: str = "paper"
+    sharing_keys: str = "all"
     lambda_0: float = 0.3
     sharing_dropout: float = 0.1
     span_states: str = "hidden"
@@ -109,11 +121,14 @@ class XStaConfig(PreTrainedConfig):
     sentence_states: str = "hidden"
     sentence_projection: bool = False
     token_alignment: str = "hidden"
+    token_alignment_gradient: bool = True
+    source_rows: str = "all"
     alpha: float = 0.2
     gamma: float = 0.1
     zeta: float = 0.05
     eta: float = 0.05
     temperature: float = 0.05
+    special_ids: list[int] | None = None
     without: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any):

@@ -5,7 +5,7 @@ first and does not depend on the target, so one source pass can serve several ta
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..encoders.backbones import empty_encoder, keep_weights, load_backbone, set_dropout
-from .aligning import mean_pool, sentence_alignment, token_alignment, token_alignment_release
+from .aligning import mean_pool, row_mean, sentence_alignment, token_alignment, token_alignment_release
 from .configuration import XStaConfig
 from .sharing import SharingContext, find_self_attention, install_sharing
 from .teaching import AttentiveTeacher, RepresentationNorm, Taught, calibrate, masked_softmax, teacher_loss
@@ -56,6 +56,7 @@ class Encoded:
         mixing: lambda of a target pass.
         starts, ends: (B,) gold token positions, where they are known.
         holds_answer: (B,) whether the window holds the answer.
+        content: (B, N) true on real tokens other than special ones.
     """
 
     mask: Tensor
@@ -68,6 +69,7 @@ class Encoded:
     starts: Tensor | None = None
     ends: Tensor | None = None
     holds_answer: Tensor | None = None
+    content: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Encoded":
         """The same with ``change`` applied to every tensor (moving, slicing rows)."""
@@ -82,10 +84,13 @@ class XStaOutput(ModelOutput):
         loss: the objective of section 3.5, if gold positions were given.
         start_logits, end_logits: (B, N_T) of the target's own span head.
         target: ``p_T``. teacher: ``p_{T|S}``. calibrated: ``p~_T``, what answers are read from.
-        losses: the terms, detached: ``source``, ``target``, ``teacher``, ``sentence``, ``token``, or a baseline's.
+        losses: the terms: ``source``, ``target``, ``teacher``, ``sentence``, ``token``, or a baseline's.
+        uniform_gap: ln J - H in nats, how far the token alignment's attention is from uniform over J source tokens
+            (its entropy H alone rises and falls with the sources' lengths).
         mixing: lambda, where a source was read.
         teacher_mass: (B, 2) column sums of the teacher before renormalising.
-        cross_attention: (B, A, N_T, N_S) of the sharing layer. teacher_attention: (B, N_T, N_S). Both on request.
+        cross_attention: (B, A, N_T, N_S) of the sharing layer. teacher_attention: (B, N_T, N_S).
+        content_mass: the share of the cross-attention that is on content, not on special tokens. All three on request.
     """
 
     loss: Tensor | None = None
@@ -95,10 +100,12 @@ class XStaOutput(ModelOutput):
     teacher: Tensor | None = None
     calibrated: Tensor | None = None
     losses: dict[str, Tensor] | None = None
+    uniform_gap: Tensor | None = None
     mixing: Tensor | None = None
     teacher_mass: Tensor | None = None
     cross_attention: Tensor | None = None
     teacher_attention: Tensor | None = None
+    content_mass: Tensor | None = None
 
 
 def span_loss(side: Encoded) -> Tensor:
@@ -187,20 +194,23 @@ class XStaForQuestionAnswering(PreTrainedModel):
             token_type_ids: (B, N) 1 on the context, for encoders that tell question and context apart.
             keep_attention: keep the cross-attention probabilities.
         """
-        context = SharingContext(attention_mask, keep_attention=keep_attention)
-        if source is not None:
-            context.source_input, context.source_mask = source.layer_input, source.mask
+        content, only = self.content(input_ids, attention_mask), self.config.sharing_keys == "content"
+        shared = (None, None) if source is None else (source.layer_input, source.mask)
+        context = SharingContext(attention_mask, *shared, keep_attention)
+        if source is not None and only:
+            context.keys, context.source_keys = content, source.content
         states = self.read(input_ids, token_type_ids, context)
         language = language or self.config.source_language
         normalised = states if self.normalisation is None else self.normalisation(states, attention_mask, language)
         head_input = normalised if self.config.span_states == "normalised" else states
-        logits = self.qa_outputs(head_input.to(self.qa_outputs.weight.dtype))
+        with torch.autocast(states.device.type, enabled=False):  # bfloat16 would round the answer's logits
+            logits = self.qa_outputs(head_input.to(self.qa_outputs.weight.dtype))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if start_positions is not None and holds_answer is None:
             holds_answer = torch.ones_like(start_positions, dtype=torch.bool)
         passed = attention_mask, states, normalised, context.layer_input, logits
         gold = start_positions, end_positions, holds_answer
-        return Encoded(*passed, context.cross_attention, context.mixing, *gold)
+        return Encoded(*passed, context.cross_attention, context.mixing, *gold, content)
 
     def forward(
         self,
@@ -212,29 +222,49 @@ class XStaForQuestionAnswering(PreTrainedModel):
         end_positions: Tensor | None = None,
         holds_answer: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        question_ids: Tensor | None = None,
+        passages: Tensor | None = None,
         explain: bool = False,
     ) -> XStaOutput:
         """Read the target (B, N_T) beside its source's own pass, or alone; with gold positions the loss comes too.
 
         Args:
-            source: what :meth:`encode` made of the source; ``None`` reads the target alone (S = T: span loss only).
+            source: what :meth:`encode` made of the source; ``None`` reads the target alone. In training, rows of the
+                source language (S = T) then are their own source (``source_rows``), others have the span loss alone.
                 Without gold positions of its own (back-translated English) the loss is the target's alone.
-            question_ids: (B,) numbers that are equal for rows of one question; all rows differ by default.
+            passages: (B,) numbers that are equal for rows of one passage; all rows differ by default.
             explain: return the attentions too.
 
         The other arguments are those of :meth:`encode`.
         """
         with_loss = start_positions is not None
+        own_source = with_loss and source is None and self.is_own_source(language)
         keep = with_loss and self.config.eta > 0 and self.config.token_alignment == "cross-attention"
+        keep = keep and (own_source or source is not None) or explain and source is not None
         gold = start_positions, end_positions, holds_answer
-        target = self.encode(input_ids, attention_mask, language, source, *gold, token_type_ids, explain or keep)
+        target = self.encode(input_ids, attention_mask, language, source, *gold, token_type_ids, keep)
+        source = target if own_source else source
         output = self.distributions(target, source, explain)
         if with_loss:
-            terms = self.loss_terms(target, source, output.teacher, question_ids)
-            output.loss = self.objective(terms)
-            output.losses = {name: value.detach() for name, value in terms.items()}
+            output.losses = self.loss_terms(target, source, output.teacher, passages)
+            output.loss = self.objective(output.losses)
+            if "token" in output.losses and self.config.token_alignment == "hidden":
+                output.uniform_gap = source.mask.sum(1).log().mean() - output.losses["token"].detach()
         return output
+
+    def content(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, N) true on the real tokens of question and context, false on padding and the special tokens around."""
+        content = attention_mask.bool()
+        for special in self.config.special_ids or ():
+            content = content & (input_ids != special)
+        return content
+
+    def is_own_source(self, language: str | None) -> bool:
+        """Whether rows of a language that are read alone are pairs with themselves in training (S = T, section 3.2).
+
+        Sharing then changes nothing (``h~_S = h_S = h_T``: both attentions are the same), so one pass does.
+        """
+        config = self.config
+        return config.source_rows == "all" and language in (None, config.source_language)
 
     def teach(self, target: Encoded, source: Encoded) -> Taught:
         """``p_{T|S} = MHA(h~_T, h~_S, p_S)`` (section 3.3); the release transfers logits."""
@@ -258,7 +288,10 @@ class XStaForQuestionAnswering(PreTrainedModel):
             elif self.config.calibration == "logits":
                 output.calibrated = masked_softmax(taught.logits + target.logits, target.mask)
             output.teacher_attention = taught.attention if explain else None
-        output.cross_attention = target.cross_attention if explain else None
+        if explain and target.cross_attention is not None:
+            output.cross_attention = target.cross_attention
+            mass = (target.cross_attention.mean(1) * source.content[:, None].float()).sum(-1)
+            output.content_mass = row_mean(mass, target.mask).mean()
         output.mixing = None if target.mixing is None else target.mixing.detach()
         return output
 
@@ -271,44 +304,43 @@ class XStaForQuestionAnswering(PreTrainedModel):
         return self.sentence_projection(vectors.to(self.sentence_projection[0].weight.dtype))
 
     def loss_terms(
-        self, target: Encoded, source: Encoded | None, teacher: Tensor | None, question_ids: Tensor | None = None
+        self, target: Encoded, source: Encoded | None, teacher: Tensor | None, passages: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The terms of section 3.5 by name; a target read alone (S = T) has its span loss only.
+        """The terms of section 3.5 by name; a target read alone has its span loss only.
 
         Args:
-            target, source: the two passes, with their gold positions.
+            target, source: the two passes, with their gold positions; one and the same for S = T.
             teacher: (B, N_T, 2) ``p_{T|S}``.
-            question_ids: see :meth:`forward`.
+            passages: see :meth:`forward`.
         """
         config, terms = self.config, {"target": span_loss(target)}
         if source is None or source.starts is None:
             return terms
-        terms["source"] = span_loss(source)
+        if source is not target:
+            terms["source"] = span_loss(source)
         if teacher is not None:
             both = target.holds_answer.bool() & source.holds_answer.bool()
             terms["teacher"] = teacher_loss(teacher, target.starts, target.ends, both)
         if config.zeta > 0:
             vectors = self.sentence_vectors(source), self.sentence_vectors(target)
-            terms["sentence"] = sentence_alignment(*vectors, question_ids, config.temperature)
+            terms["sentence"] = sentence_alignment(*vectors, passages, config.temperature)
         if config.eta > 0 and config.token_alignment == "cross-attention":
             terms["token"] = token_alignment_release(target.cross_attention)
         elif config.eta > 0:
-            terms["token"] = token_alignment(target.layer_input, source.layer_input, target.mask, source.mask)
+            keys = source.layer_input if config.token_alignment_gradient else source.layer_input.detach()
+            terms["token"] = token_alignment(target.layer_input, keys, target.mask, source.mask)
         return terms
 
-    def objective(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """``L = alpha L^S + (1 - alpha) L^T + gamma L_tg + zeta L_align_S + eta L_align_T`` (section 3.5).
+    def weights(self, terms: Container[str]) -> dict[str, float]:
+        """The terms' weights by name; without a source term (S = T) the one span loss has weight 1."""
+        config, span = self.config, 1 - self.config.alpha if "source" in terms else 1.0
+        weights = {"source": config.alpha, "target": span, "teacher": config.gamma}
+        return weights | {"sentence": config.zeta, "token": config.eta}
 
-        Without a source term (S = T) the one span loss has weight 1.
-        """
-        config = self.config
-        if "source" not in terms:
-            return terms["target"]
-        loss = config.alpha * terms["source"] + (1 - config.alpha) * terms["target"]
-        for name, weight in (("teacher", config.gamma), ("sentence", config.zeta), ("token", config.eta)):
-            if name in terms:
-                loss = loss + weight * terms[name]
-        return loss
+    def objective(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """``L = alpha L^S + (1 - alpha) L^T + gamma L_tg + zeta L_align_S + eta L_align_T`` (section 3.5)."""
+        weights = self.weights(terms)
+        return sum(weights[name] * term for name, term in terms.items())
 
     # -- made, initialised, saved --------------------------------------------------------------------------------
 
@@ -335,6 +367,8 @@ class XStaForQuestionAnswering(PreTrainedModel):
             values["sharing_dropout"] = dropout
             set_dropout(encoder, dropout)
         values["languages"] = languages or values.get("languages")
+        frame = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+        values["special_ids"] = sorted({token for token in frame if token is not None})
         attention = encoder.config._attn_implementation
         model = cls(type(config)(**{**values, "encoder": encoder.config}), encoder)
         encoder.set_attn_implementation(attention)  # a composite configuration forgets its part's choice

@@ -28,7 +28,10 @@ class SharingContext:
         mask: (B, N) 1 on real tokens of this pass.
         source_input: (B, N_S, H) what the source's own pass left in ``layer_input``; ``None`` for a plain pass.
         source_mask: (B, N_S) 1 on real source tokens.
-        keep_attention: ask for the cross-attention probabilities.
+        keep_attention: ask for the cross-attention probabilities; without a source for those of the pass to itself
+            (S = T: there the two are the same).
+        keys, source_keys: (B, N) and (B, N_S) 1 on the tokens that the other side may attend to; all real ones if
+            ``None``.
         layer_input: (B, N, H) filled by the layer: this pass's states at its input (X-MIXUP: behind its attention).
         cross_attention: (B, A, N_T, N_S) filled by the layer if asked for, in float32.
         mixing: lambda, a scalar (X-MIXUP: one a sample, (B,)), filled by the layer when it reads a source.
@@ -38,9 +41,15 @@ class SharingContext:
     source_input: Tensor | None = None
     source_mask: Tensor | None = None
     keep_attention: bool = False
+    keys: Tensor | None = None
+    source_keys: Tensor | None = None
     layer_input: Tensor | None = None
     cross_attention: Tensor | None = None
     mixing: Tensor | None = None
+
+    def __post_init__(self):
+        self.keys = self.mask if self.keys is None else self.keys
+        self.source_keys = self.source_mask if self.source_keys is None else self.source_keys
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:
@@ -120,11 +129,11 @@ class SharingMixin:
         )
         drop = self.dropout.p if self.training else 0.0
         if sharing.keep_attention:
-            probabilities = attention_probabilities(query, key, sharing.source_mask)
+            probabilities = attention_probabilities(query, key, sharing.source_keys)
             sharing.cross_attention = probabilities
             mixed = F.dropout(probabilities, drop).to(value.dtype) @ value
         else:
-            mixed = self.attend(query, key, value, sharing.source_mask[:, None, None, :].bool(), drop)
+            mixed = self.attend(query, key, value, sharing.source_keys[:, None, None, :].bool(), drop)
         return mixed.transpose(1, 2).flatten(2)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor, dropout: float) -> Tensor:
@@ -147,6 +156,9 @@ class SharingMixin:
             return own, weights
         sharing.layer_input = hidden_states
         if sharing.source_input is None or self.mode == "none":
+            if sharing.keep_attention:
+                query, key = (split_heads(p(hidden_states), self.num_attention_heads) for p in (self.query, self.key))
+                sharing.cross_attention = attention_probabilities(query, key, sharing.mask)
             return own, weights
         cross = self.cross_attention(hidden_states, sharing)
         sharing.mixing = self.mixing()

@@ -9,7 +9,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..data.batches import Part, Row, row_length
+from ..data.batches import Part, Row, row_sides
 from ..prediction.explaining import Explanation, piece_text
 from .style import BESIDE, BLUE, MARKERS, PALETTE, VERMILION, grouped_bars, legend, panels, use_fonts
 
@@ -19,7 +19,7 @@ def padding_share(parts: Sequence[Part], batches: Sequence[Sequence[Row]], multi
 
     Batches are padded to their longest row, rounded up to a ``multiple``.
     """
-    lengths = [[row_length(parts, row) for row in batch] for batch in batches]
+    lengths = [[max(row_sides(parts, row)) for row in batch] for batch in batches]
     padded = sum(len(batch) * -(-max(batch) // multiple) * multiple for batch in lengths)
     return 1 - sum(map(sum, lengths)) / padded
 
@@ -27,7 +27,7 @@ def padding_share(parts: Sequence[Part], batches: Sequence[Sequence[Row]], multi
 def batch_shapes(parts: Sequence[Part], batches: Sequence[Sequence[Row]]) -> Figure:
     """One epoch's batches in their order: a mark's height is the longest row, its form and colour the language pair."""
     figure, (axes,) = panels(8, 3)
-    rows = [(parts[batch[0].part].language, max(row_length(parts, row) for row in batch)) for batch in batches]
+    rows = [(parts[batch[0].part].language, max(max(row_sides(parts, row)) for row in batch)) for batch in batches]
     frame = pd.DataFrame(rows, columns=["language", "tokens"]).rename_axis("step").reset_index()
     shown = [part.language for part in parts if part.language in set(frame["language"])]
     look = {"hue_order": shown, "palette": (PALETTE * 2)[: len(shown)], "style_order": shown}

@@ -168,12 +168,14 @@ def read_in_groups(
 def _split(context: SharingContext, order: Tensor, sizes: list[int]) -> Iterator[SharingContext]:
     """The context of each part, cut to the part's longest row (and its source's)."""
     reads = context.source_input is not None
-    source = context.source_input.index_select(0, order).split(sizes) if reads else None
-    source_mask = context.source_mask[order].split(sizes) if reads else None
-    for number, mask in enumerate(context.mask[order].split(sizes)):
-        part = replace(context, mask=_trim(mask, mask))
+    rows = [value[order].split(sizes) for value in (context.mask, context.keys)]
+    if reads:
+        source = context.source_input.index_select(0, order).split(sizes)
+        rows += [value[order].split(sizes) for value in (context.source_mask, context.source_keys)]
+    for number, (mask, keys, *others) in enumerate(zip(*rows, strict=True)):
+        part = replace(context, mask=_trim(mask, mask), keys=_trim(keys, mask))
         if reads:
-            part.source_mask = _trim(source_mask[number], source_mask[number])
+            part.source_mask, part.source_keys = (_trim(value, others[0]) for value in others)
             part.source_input = source[number][:, : part.source_mask.shape[1]]
         yield part
 

@@ -4,9 +4,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.files import write_text_atomically
+from ..model.modeling import XStaForQuestionAnswering
 
 SHOWN = ("loss", "source", "target", "teacher", "sentence", "token", "distance", "lambda", "learning_rate")
 
@@ -18,6 +21,30 @@ def means(window: Sequence[Mapping[str, float]]) -> dict[str, float]:
         values = [line[name] for line in window if name in line]
         found[name] = round(sum(values) / len(values), 6)
     return found
+
+
+def gradient_shares(model: XStaForQuestionAnswering, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How strongly each weighted term pulls, beside the span losses: ``share_<term>``, norms' quotients.
+
+    Gradients are taken on the layer below the sharing one, through which all terms go, before accumulation.
+
+    Args:
+        model: whose terms these are.
+        losses: by name, with their graphs, which are kept.
+    """
+    weights, spans = model.weights(losses), ("source", "target")
+    if not set(losses) - set(spans):
+        return {}
+    below = [model.encoder.embeddings, *model.encoder.encoder.layer][model.config.sharing_layer - 1]
+    words = model.encoder.get_input_embeddings().weight
+    moved = [parameter for parameter in below.parameters() if parameter.requires_grad and parameter is not words]
+
+    def norm(loss: Tensor) -> Tensor:
+        pulls = torch.autograd.grad(loss, moved, retain_graph=True, allow_unused=True)
+        return torch.stack([pull.float().norm() for pull in pulls if pull is not None]).norm()
+
+    span = norm(sum(weights[name] * losses[name] for name in spans)).clamp_min(1e-12)
+    return {f"share_{name}": norm(weights[name] * losses[name]) / span for name in losses if name not in spans}
 
 
 class RunLog:

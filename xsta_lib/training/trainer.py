@@ -18,15 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data.batches import Part, Row, collate, collate_shared, endless_batches, rows_of
+from ..data.batches import Part, Row, amount, collate, collate_shared, endless_batches, rows_of
 from ..data.files import replacing
 from ..model.modeling import XStaForQuestionAnswering, XStaOutput
 from . import ranks
 from .checkpoints import load_checkpoint, model_tensors, newest_checkpoint, random_state, save_checkpoint
 from .cpu import clear_gradients, tuned
-from .log import RunLog, means
+from .log import RunLog, gradient_shares, means
 from .machine import interrupted_once
 
+WATCH_EVERY = 25  # every so many steps a batch of pairs tells where its gradient comes from and what it looks at
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -51,6 +52,7 @@ class TrainingConfig:
         accumulation: a step's rows are read in this many parts, to save memory; contrastive negatives and
             normalisation statistics are then those of a part.
         gradient_checkpointing: keep fewer activations and compute them again backwards.
+        freeze_embeddings: leave the word embeddings as the backbone has them.
         compile: ``torch.compile`` the model (with dynamic lengths); pays on a GPU, after minutes of compiling.
         log_every, evaluate_every, save_every: in steps; 0 never evaluates or saves on the way.
         keep: how many checkpoints stay beside the best weights.
@@ -68,6 +70,7 @@ class TrainingConfig:
     precision: str = "auto"
     accumulation: int = 1
     gradient_checkpointing: bool = False
+    freeze_embeddings: bool = False
     compile: bool = False
     log_every: int = 10
     evaluate_every: int = 0
@@ -95,6 +98,7 @@ class TrainingResult:
     Attributes:
         log: its lines.
         seconds: of training.
+        sequences, tokens: read by all steps together, both sides of pairs, without padding.
         best_score, best_step: the best validation score and its step, where the run was validated.
         data: a key of the training questions (:meth:`~xsta_lib.data.protocols.ProtocolData.digest`).
         peak_memory_bytes, provenance: of the process that finished the training.
@@ -102,6 +106,8 @@ class TrainingResult:
 
     log: list[dict] = field(default_factory=list)
     seconds: float = 0.0
+    sequences: int = 0
+    tokens: int = 0
     best_score: float | None = None
     best_step: int | None = None
     data: str = ""
@@ -118,9 +124,10 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW, fused; no weight decay on biases, norms and the scalars w and b (everything with fewer than 2 axes)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
@@ -140,9 +147,11 @@ def average_outputs(outputs: Sequence[XStaOutput], rows: Sequence[int]) -> XStaO
     names = {name for output in outputs for name in output.losses}
     terms = {name: [(o.losses[name], count) for o, count in pairs if name in o.losses] for name in sorted(names)}
     mixed = [(output.mixing, count) for output, count in pairs if output.mixing is not None]
+    gaps = all(output.uniform_gap is not None for output in outputs)
     masses = [output.teacher_mass for output in outputs if output.teacher_mass is not None]
     return XStaOutput(
         loss=mean([(output.loss, count) for output, count in pairs]),
+        uniform_gap=mean([(output.uniform_gap, count) for output, count in pairs]) if gaps else None,
         losses={name: mean(values) for name, values in terms.items()},
         mixing=mean([(value.mean(), count) for value, count in mixed]) if mixed else None,
         teacher_mass=torch.cat(masses) if masses else None,
@@ -234,6 +243,7 @@ class Trainer:
         self.on_log, self.model, self.gold_probability = on_log, model, gold_probability
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.encoder.get_input_embeddings().weight.requires_grad_(not config.freeze_embeddings)
         passes = Passes(model)
         if config.compile:
             passes.compile(dynamic=True)
@@ -255,7 +265,7 @@ class Trainer:
             inputs = collate_shared(self.parts, rows, self.pad_id)
         else:
             inputs = collate(self.parts, rows, self.pad_id, back_translated=back_translated)
-        return send_to_device(inputs, self.accelerator.device, non_blocking=True)
+        return inputs
 
     def reads_back_translation(self, batch: Sequence[Row]) -> bool:
         """Whether this step's source is back-translated English: scheduled sampling, fixed by the seed."""
@@ -305,17 +315,29 @@ class Trainer:
         share = len(mine) / rows / (world if few else 1)
         syncing = nullcontext() if last else self.accelerator.no_sync(self.passes)
         with syncing, ranks.alone() if few else ranks.one_batch():
-            output = self.passes(**self._inputs(mine, back))
+            inputs = self._inputs(mine, back)
+            for name, count in amount(inputs).items():
+                totals[name] = totals.get(name, 0.0) + torch.tensor(count / (world if few else 1))
+            if watched := self._watches(inputs):
+                inputs["explain"] = True
+            output = self.passes(**send_to_device(inputs, self.accelerator.device, non_blocking=True))
+            shares = gradient_shares(self.model, output.losses) if watched else {}
             self.accelerator.backward(output.loss * (share * world))  # gradients are averaged over ranks
         if few:  # every rank had its own dropout, and so its own statistics
             ranks.same_buffers(self.model)
-        values = {"loss": output.loss.detach(), **output.losses}
-        if output.teacher_mass is not None:
-            values["teacher_mass"] = output.teacher_mass.detach().mean()
-        if output.mixing is not None:
-            values["lambda"] = output.mixing.mean()
+        terms = {**output.losses, "uniform_gap": output.uniform_gap, "teacher_mass": output.teacher_mass}
+        if "source" not in inputs and "targets" not in inputs:  # S = T: terms of another size under their own names
+            terms = {name if name == "target" else f"own_{name}": value for name, value in terms.items()}
+        values = {"loss": output.loss, **terms, **shares}
+        values |= {"lambda": output.mixing, "content_mass": output.content_mass}
         for name, value in values.items():
-            totals[name] = totals.get(name, 0.0) + share * value.detach().float()
+            if value is not None:
+                totals[name] = totals.get(name, 0.0) + share * value.detach().float().mean()
+
+    def _watches(self, inputs: Mapping) -> bool:
+        """Whether gradients and attention are looked at: of one process that reads one language's pairs."""
+        due = self.step % WATCH_EVERY == 0 and ranks.world_size() == 1
+        return due and "source" in inputs and "targets" not in inputs
 
     def _over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
         """A step's values over all ranks, fetched from the device at once."""
@@ -380,6 +402,8 @@ class Trainer:
         while self.step < self.config.steps:
             epoch, batch = next(batches)
             window.append(self.train_step(batch))
+            self.result.sequences += round(window[-1].pop("sequences"))
+            self.result.tokens += round(window[-1].pop("tokens"))
             bar.set_postfix(loss=f"{window[-1]['loss']:.3f}", refresh=False)
             bar.update()
             self.result.seconds = before + time.perf_counter() - began
