@@ -312,3 +312,46 @@ def test_calibrated_probabilities_are_distributions(preset: str, changes: dict, 
         if name in output:
             torch.testing.assert_close((output[name] * real).sum(1), torch.ones(4, 2), rtol=0, atol=1e-5)
             assert (output[name].masked_select(~real) == 0).all() and (output[name] >= 0).all()
+
+
+# What attends to what, and what moves whom
+
+
+@pytest.mark.parametrize("preset", ["paper", "mixup"])
+def test_special_tokens_are_not_attended_to_where_the_keys_are_content(preset: str) -> None:
+    batch, outputs = pair_batch(), []
+    special = int(batch["source"]["input_ids"][0, 2])
+    for keys in ("all", "content"):
+        model = tiny_model(preset, sharing_keys=keys, special_ids=[special])
+        outputs.append(both_passes(model.eval(), batch, explain=True))
+    where = (batch["source"]["input_ids"] == special) & batch["source"]["attention_mask"].bool()
+    masses = [(output.cross_attention.mean(1) * where[:, None]).sum(-1) for output in outputs]
+    assert masses[0].max() > 0.01 and masses[1].max() == 0
+    weights = batch["attention_mask"] / batch["attention_mask"].sum(1, keepdim=True)
+    expected = ((1 - masses[0]) * weights).sum(1).mean()
+    torch.testing.assert_close(outputs[0].content_mass, expected)
+    assert outputs[1].content_mass.item() == pytest.approx(1)
+
+
+def test_the_token_alignment_moves_the_source_unless_its_gradient_is_stopped() -> None:
+    moved = []
+    for gradient in (True, False):
+        model = tiny_model(eta=1.0, token_alignment_gradient=gradient)
+        output = both_passes(model, pair_batch())
+        output.losses["token"].backward()
+        words = model.encoder.get_input_embeddings().weight.grad.abs().sum(1)
+        target, source = (pair_batch()[side] for side in ("input_ids", "source"))
+        moved.append([words[ids.unique()].sum().item() > 0 for ids in (target, source["input_ids"])])
+    assert moved == [[True, True], [True, False]]
+
+
+def test_rows_of_one_passage_are_no_negatives() -> None:
+    source, target = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    passages = torch.tensor([0, 1, 1, 2])
+    by_row = torch.autograd.functional.jacobian(lambda one: sentence_alignment(one, target, passages), source)
+    other = target.clone()
+    other[2] += 1  # the translation of row 1's passage, under another question
+    changed = torch.autograd.functional.jacobian(lambda one: sentence_alignment(one, other, passages), source)
+    assert torch.equal(by_row[1], changed[1]) and not torch.equal(by_row[0], changed[0])
+    plain = torch.autograd.functional.jacobian(lambda one: sentence_alignment(one, other, None), source)
+    assert not torch.equal(plain[1], changed[1])
