@@ -8,8 +8,9 @@ from project import ROOT
 from tiny import write_tiny_e5
 
 from xsta_lib.data import protocols
+from xsta_lib.data.library import LazyLanguages
 from xsta_lib.data.protocols import ProtocolData, TestSet, held_out_ids, load_folder, load_protocol, published
-from xsta_lib.data.squad import Answer, CorpusError, LazyLanguages, Question, read_squad, write_squad
+from xsta_lib.data.squad import Answer, CorpusError, Question, read_squad, write_squad
 
 
 def questions(language: str, ids: list[str], prefix: str = "") -> list[Question]:
@@ -46,6 +47,24 @@ def root(tmp_path):
     write_squad(tmp_path / protocols.SQUAD_TRAIN, questions("en", IDS))
     write_squad(tmp_path / protocols.TYDIQA_TRAIN, questions("en", IDS, "english--"))
     return tmp_path
+
+
+@pytest.mark.parametrize(("name", "first"), [("parallel", 0), ("parallel-swapped", 1)])
+def test_parallel_trains_on_every_second_article_and_is_tested_on_the_others(root, name, first):
+    data = load_protocol(name, root=root)
+    halves = [[key for i, key in enumerate(IDS) if i // 2 % 2 == side] for side in (first, 1 - first)]
+    assert [q.id for q in data.parallel_source] == halves[0]
+    assert [q.id for q in data.train] == [*(f"english--{key}" for key in IDS), *halves[0]]
+    assert {language: [q.id for q in part] for language, part in data.parallel.items()} == dict.fromkeys(
+        sorted(XQUAD[1:]), halves[0]
+    )
+    assert (data.validation.name, data.validation.source, len(data.validation.questions)) == ("mlqa", None, 7)
+    gold, other, tydiqa = data.tests
+    assert (gold.name, gold.rule, tydiqa.name, tydiqa.source) == ("xquad", "squad", "tydiqa", None)
+    assert {len(part) for part in gold.questions.values()} == {10} and gold.source == gold.questions["en"]
+    assert [q.id for q in gold.source] == [q.id for q in other.source] == halves[1]
+    assert set(other.questions) == set(XQUAD[1:]) and other.source_name == "other"
+    assert all(one.context != another.context for one, another in zip(gold.source, other.source, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Windows, spans to tokens and back, pairs of windows, and the cache."""
 
 import os
+import unicodedata
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -226,6 +229,53 @@ def test_a_cache_that_cannot_be_written_is_refused_and_leaves_nothing(tokenizer,
     assert [path.name for path in tmp_path.iterdir()] == [key]
 
 
+def cut(folder, share: float) -> None:
+    (file,) = folder.glob("*.arrow")
+    content = file.read_bytes()
+    file.unlink()  # the whole file stays mapped in memory
+    file.write_bytes(content[: int(share * len(content))])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        partial(cut, share=0.0),
+        partial(cut, share=0.5),
+        partial(cut, share=0.9),
+        lambda folder: (folder / "state.json").write_text("{"),
+        lambda folder: (folder / "dataset_info.json").unlink(),
+        lambda folder: [file.unlink() for file in folder.iterdir()],
+    ],
+)
+def test_a_damaged_cache_is_said_and_built_anew(tokenizer, tmp_path, damage):
+    questions = [question(str(i)) for i in range(300)]
+    whole = build_windows(questions, tokenizer, SPEC, tmp_path)._table
+    (folder,) = tmp_path.iterdir()
+    damage(folder)
+    with pytest.warns(UserWarning, match=f"{folder}.*damaged.*anew"):
+        assert build_windows(questions, tokenizer, SPEC, tmp_path)._table.equals(whole)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert build_windows(questions, tokenizer, SPEC, tmp_path)._table.equals(whole)
+
+
+def test_a_cache_of_fewer_questions_is_damaged(tokenizer, tmp_path):
+    questions = [question(str(i)) for i in range(3)]
+    build_windows(questions[:2], tokenizer, SPEC, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    folder.rename(tmp_path / fingerprint(questions, tokenizer, SPEC))
+    with pytest.warns(UserWarning, match="damaged"):
+        assert set(build_windows(questions, tokenizer, SPEC, tmp_path).row) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("place", ["file", "/proc/xsta"])
+def test_a_cache_folder_that_cannot_be_is_named_with_its_variable(tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XSTA_CACHE", str(tmp_path / place))
+    with pytest.raises(OSError, match=f"{place}/windows: cannot be written.*XSTA_CACHE"):
+        features.window_cache()
+
+
 def test_a_folder_left_by_a_killed_run_does_no_harm(tokenizer, tmp_path):
     key = fingerprint([question()], tokenizer, SPEC)
     (tmp_path / f".{key}.1.part").mkdir()
@@ -242,3 +292,56 @@ def test_several_processes_build_the_same_windows_and_show_them(tokenizer, monke
     several = build_windows(questions, tokenizer, SPEC, processes=2)
     assert several._table.equals(one._table) and set(one.row) == set(range(250)) and one.holds_answer.any()
     assert ("windows" in capsys.readouterr().err) == (not os.environ.get("TQDM_DISABLE"))
+
+
+@pytest.fixture(scope="module")
+def real():
+    """The tokenizer of e5-small-q4."""
+    return load_tokenizer("e5-small-q4")
+
+
+def test_decomposed_text_has_the_tokens_of_composed_text_and_its_own_offsets(real):
+    composed = "Việt Nam có 54 dân tộc; 한국어 문장도 있다."
+    given = unicodedata.normalize("NFD", composed)
+    assert len(given) > len(composed)
+    answers = [unicodedata.normalize("NFD", text) for text in ("Việt Nam", "dân tộc", "한국어")]
+    asked = [question(str(i), given, answer, "tộc") for i, answer in enumerate(answers)]
+    windows = build_windows(asked, real)
+    (whole,) = build_windows([question(context=composed, text="tộc")], real).input_ids[0][None].tolist()
+    for index, answer in enumerate(answers):
+        assert windows.input_ids[index].tolist() == whole
+        assert windows.text(index, windows.start[index], windows.end[index]) == answer
+
+
+def test_names_of_special_tokens_in_a_text_are_text(real):
+    context = "A tag </s> ends, <s> begins, <pad> pads; <unk> is none."
+    windows = build_windows([question(context=context, answer="<pad>", text="<s></s>?")], real)
+    ids = windows.input_ids[0]
+    special = [real.convert_tokens_to_ids(name) for name in ("<s>", "</s>", "<pad>")]
+    assert [int((ids == token).sum()) for token in special] == [1, 3, 0]
+    assert "<pad>" in windows.text(0, windows.start[0], windows.end[0])
+
+
+def test_a_question_is_cut_as_tokens(real):
+    text = " ".join(["Donaudampfschifffahrtsgesellschaft", "unwahrscheinlicherweise"] * 4)
+    whole = real(text, add_special_tokens=False)["input_ids"]
+    for limit in range(1, len(whole) + 1):
+        spec = WindowSpec(max_length=limit + 30, stride=2, max_question_length=limit)
+        windows = build_windows([question(text=text)], real, spec)
+        assert windows.input_ids[0][1 : windows.context_start[0] - 2].tolist() == whole[:limit]
+        assert set(windows.question_cut) == {limit < len(whole)} and max(windows.length) <= spec.max_length
+
+
+def test_questions_about_one_context_share_a_passage(tokenizer):
+    asked = [question("1"), question("2", "abc"), question("3"), question("4", "abd")]
+    assert build_windows(asked, tokenizer, SPEC).passages.tolist() == [0, 1, 0, 2]
+
+
+def test_cut_questions_of_a_data_set_are_said(tokenizer, tmp_path, caplog):
+    asked = [question(str(i), text="bcdbcdbcdbcd" if i else "X") for i in range(6)]
+    for _ in range(2):  # built, and read from the cache
+        caplog.clear()
+        build_windows(asked, tokenizer, SPEC, tmp_path)
+        assert caplog.messages == ["5 of 6 questions are cut after 4 tokens (1, 2, 3, ...)"]
+    build_windows(asked[:1], tokenizer, SPEC, tmp_path)
+    assert len(caplog.messages) == 1

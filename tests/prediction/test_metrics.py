@@ -7,6 +7,7 @@ import pytest
 from xsta_lib.prediction.metrics import (
     Score,
     aggregate,
+    compare_ids,
     normalise,
     read_predictions,
     score,
@@ -83,7 +84,9 @@ def test_what_cannot_be_scored_is_refused():
         (b"", "not a JSON file"),
         ('{"1": "Köln"}'.encode("latin-1"), "not a JSON file"),
         (b'["a"]', "one JSON object of id to text"),
-        (b'{"1": null}', "one JSON object of id to text"),
+        (b'{"1": null}', "one JSON object of id to text; that of '1' is None"),
+        (b'{"1": "a", "1": "b"}', "the id '1' stands for two texts"),
+        (b'{"1": "\\ud83c"}', "id and prediction of '1': character 1 is half a surrogate pair"),
         (b'{"1": {"text": "a"}}', "one JSON object of id to text"),
     ],
 )
@@ -93,6 +96,13 @@ def test_faulty_predictions_are_refused_with_the_file(tmp_path, content, message
     with pytest.raises(ValueError, match=message) as caught:
         read_predictions(path)
     assert str(path) in str(caught.value)
+
+
+def test_ids_that_do_not_match_are_counted_and_named():
+    assert compare_ids({"1": "a", "2": "b"}, ["1", "2"], "p.json").faults() == []
+    report = compare_ids({"1": "a", "x": "b"}, ["1", *"abcd"], "p.json")
+    missing = "4 of 5 questions without a prediction, scored 0 (a, b, c, ...)"
+    assert str(report) == f"p.json: {missing}; 1 predictions of unknown ids (x)"
 
 
 def test_predictions_come_back_as_written(tmp_path):

@@ -32,7 +32,7 @@ import requests
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from .files import replacing, write_text_atomically
+from .files import read_json, replacing, write_text_atomically
 
 CHUNK = 1 << 16  # bytes
 TIMEOUT_S = (10, 60)  # seconds to connect, seconds without a byte
@@ -176,7 +176,7 @@ def _download(root: Path, entry: Entry, target: Path, progress: bool) -> None:
         _refuse(entry, part, f"expected sha256 {known}, got {found}")
     if known is None:
         try:  # at least no error page and no cut file may be pinned
-            json.loads(part.read_bytes())
+            read_json(part)
         except ValueError as error:
             _refuse(entry, part, f"what came is not JSON: {error}")
     os.replace(part, target)
@@ -241,7 +241,7 @@ def _refuse(entry: Entry, part: Path, problem: str) -> NoReturn:
 def _read_pins(root: Path) -> dict[str, str]:
     """Hashes recorded at the first download of files with no published checksum: registry name to SHA-256."""
     try:
-        return dict(json.loads((root / PINS).read_text("utf-8"))) if (root / PINS).is_file() else {}
+        return dict(read_json(root / PINS)) if (root / PINS).is_file() else {}
     except (ValueError, TypeError) as error:
         raise DownloadError(PINS, root / PINS, f"not readable as JSON: {error}", "repair or remove it") from error
 
@@ -333,7 +333,7 @@ def split_by_id(whole: Path, target: Path, prefix: str, questions: int | None) -
     questions: how many there must be, if known.
     """
     try:
-        articles = json.loads(whole.read_text("utf-8"))["data"]
+        articles = read_json(whole)["data"]
         for article in articles:
             for paragraph in article["paragraphs"]:
                 paragraph["qas"] = [question for question in paragraph["qas"] if question["id"].startswith(prefix)]

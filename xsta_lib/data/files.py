@@ -1,10 +1,83 @@
-"""Where commands read and write, and how: files appear whole or not at all."""
+"""Where commands read and write, and how: one reader for text and one for JSON; files appear whole or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+
+_UTF_16 = "byte 0 is not UTF-8 but UTF-16; save the file as UTF-8"
+_FOREIGN = {  # how a file begins that is no text in UTF-8: what it is, and what to do
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+    b"\x1f\x8b": "the file is compressed with gzip; unpack it first",
+    b"PK\x03\x04": "the file is a zip archive; unpack it first",
+    b"version https://git-lfs": "this is a Git LFS pointer, not the file; fetch it with 'git lfs pull'",
+}
+
+
+class TextError(ValueError):
+    """A file or a text cannot be used; the message names file, place and remedy."""
+
+
+def check_text(text: str, where: str) -> str:
+    """``text`` itself; a TextError that names ``where`` if it holds half a surrogate pair, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"character {error.start} is half a surrogate pair (\\u{ord(text[error.start]):04x})"
+        raise TextError(f"{where}: {half}, as of a cut emoji; write the whole character or remove it") from None
+    return text
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a UTF-8 file, without its byte order mark; line ends and all else stay as they are.
+
+    Raises:
+        TextError: no such file, not readable, not UTF-8, or nothing but white space; the message has the remedy.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise TextError(f"{path}: no such file; check its name and folder") from None
+    except OSError as error:
+        raise TextError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+    fault = next((what for start, what in _FOREIGN.items() if raw.startswith(start)), None)
+    if raw[:100].count(0) > len(raw[:100]) / 4:  # UTF-16 without a mark
+        fault = _UTF_16
+    try:
+        text = "" if fault else raw.decode("utf-8-sig")
+        if not fault and not text.strip():
+            fault = "the file is empty or blank; fetch or write it again"
+    except UnicodeDecodeError as error:
+        fault = f"byte {error.start} is not UTF-8, but probably Latin-1 or Windows-1252; save the file as UTF-8"
+        if error.reason == "unexpected end of data" and not raw[: error.start].isascii():
+            fault = "the file is cut inside its last character; fetch or write it again"
+    if fault:
+        raise TextError(f"{path}: {fault}")
+    return text
+
+
+def read_json(path: str | os.PathLike, **options: object) -> object:
+    """What a JSON file holds; ``options`` go to :func:`json.loads`. Every fault is a TextError with file and remedy."""
+    text = read_text(path)
+    try:
+        return json.loads(text, **options)
+    except json.JSONDecodeError as error:
+        fault = f"not JSON at line {error.lineno}, column {error.colno} ({error.msg})"
+        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+            fault += "; the file is cut, fetch or write it again"
+        elif error.msg == "Extra data" and text[: error.pos].rstrip(" \t\r").endswith("\n"):
+            fault = f"JSON Lines (a second value begins at line {error.lineno}), not one JSON document; join its lines"
+        elif text.lstrip().startswith("<"):
+            fault += "; it looks like a web page, fetch the file itself"
+        else:
+            fault += "; mend that place, or fetch the file again"
+        raise TextError(f"{path}: {fault}") from error
+    except (ValueError, RecursionError) as error:  # numbers or nesting beyond all measure
+        raise TextError(f"{path}: not readable as JSON ({error}); write it again") from error
 
 
 def home() -> Path:
@@ -16,6 +89,21 @@ def home() -> Path:
         return Path(chosen).expanduser().resolve()
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "data" / "demo").is_dir()), here)
+
+
+def writable(folder: Path, variable: str) -> Path:
+    """``folder``, made where it is missing; an OSError that names ``variable`` where nothing can be written there.
+
+    Args:
+        variable: the environment variable that chooses the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        remedy = f"set {variable} to a folder that can be written"
+        raise OSError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
 
 
 @contextmanager

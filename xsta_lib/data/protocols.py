@@ -4,7 +4,6 @@ A result is only comparable with results of its own protocol, so its name is pri
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,15 +11,17 @@ from pathlib import Path
 
 from .download import data_folder, select
 from .files import home
-from .squad import CorpusError, LazyLanguages, Library, Question, Report, digest_questions
+from .folders import SPLITS, folder_files
+from .library import LazyLanguages, Library
+from .squad import CorpusError, Question, Report, digest_questions
 
-SPLITS = ("train", "dev", "test")
 SOURCES = ("translate-test", "gold")
 MATCHED = 0.9  # share of the questions that must find the English question of their id in published translations
 HELD_OUT = 0.1  # share of the questions
 SQUAD_TRAIN = Path("squad/train-v1.1.json")
 TYDIQA_TRAIN = Path("tydiqa-goldp-v1.1/train/tydiqa-goldp-train-english.json")
 PARALLEL = ("parallel", "parallel-swapped")
+SCORED = {"spans": False}  # of read_squad: a question whose gold texts are no spans is asked and scored all the same
 PAPER_TESTS = {  # by task: the test set's folder, its machine translations to English, the rule it is scored by
     "mlqa": ("MLQA_V1/test", "xtreme/MLQA/translate-test", "mlqa"),
     "xquad": ("xquad", "xtreme/XQuAD/translate-test", "squad"),
@@ -158,6 +159,8 @@ def load_folder(folder: Path, name: str | None = None, rule: str | None = None) 
     ``dev`` file, a tenth of the training questions is held out for selection (whole articles, the same ids in every
     language). Without a ``test`` file there is nothing to report; without ``train`` files the folder only evaluates.
     ``back.<language>.json`` is optional: English translated back from ``train.<language>.json``, for X-MIXUP.
+    Of an id that a translation repeats with another text the first is kept; English must not repeat one. All that is
+    left out, and files that look like data but are not read, stand in the reports.
 
     Args:
         folder: the files' place.
@@ -168,29 +171,27 @@ def load_folder(folder: Path, name: str | None = None, rule: str | None = None) 
         CorpusError: no such file, a target language without ``train.en.json``, or a file that cannot be read.
     """
     folder, name = Path(folder), name or Path(folder).resolve().name
-    matches = [re.fullmatch(rf"({'|'.join(SPLITS)})\.([\w-]+)\.json", path.name) for path in sorted(folder.glob("*"))]
-    found = sorted(((m[1], m[2]) for m in matches if m), key=lambda pair: (pair[1] != "en", pair[1]))
-    if not found:
-        raise CorpusError(f"{folder}: no file <split>.<language>.json, such as train.en.json; see data/README.md")
+    found, notes = folder_files(folder)
     library = Library(folder)
-    files: dict[str, dict[str, list[Question]]] = {split: {} for split in SPLITS}
-    for split, language in found:
-        files[split][language] = library.read(Path(f"{split}.{language}.json"), files[split].get("en"))
+    if notes:
+        library.add(folder, Report(folder.resolve().name, notes=notes))
+    files: dict[str, dict[str, list[Question]]] = {split: {} for split in (*SPLITS, "back")}
+    for (split, language), options in found.items():
+        path = Path(f"{split}.{language}.json")
+        beside = files["train"].get(language) if split == "back" else files[split].get("en")
+        files[split][language] = library.read(path, beside, **options)
     train, dev = files["train"], files["dev"]
-    back = {  # only its texts are read, answers are not needed
-        language: library.read(path, questions, labelled=False)
-        for language, questions in train.items()
-        if (folder / (path := Path(f"back.{language}.json"))).is_file()
-    }
     if train and "en" not in train:
         raise CorpusError(f"{folder}: train.en.json is missing; training needs the source language, English")
     if not dev:
         train, dev = hold_out(train)
-    rule = rule or ("mlqa" if {language for _, language in found} <= set(published("MLQA_V1/test")) else "squad")
+    languages = {language for _, language in found}
+    rule = rule or ("mlqa" if languages <= set(published("MLQA_V1/test")) else "squad")
     english = train.get("en", [])
     parallel = {language: questions for language, questions in train.items() if language != "en"}
     tests = [_with_english(name, rule, files["test"])] if files["test"] else []
-    return ProtocolData(name, english, parallel, english, _with_english(name, rule, dev), tests, library.reports, back)
+    held = _with_english(name, rule, dev)
+    return ProtocolData(name, english, parallel, english, held, tests, library.reports, files["back"])
 
 
 def _with_english(name: str, rule: str, questions: dict[str, list[Question]]) -> TestSet:
@@ -218,7 +219,7 @@ def load_compact(root: Path | None = None) -> ProtocolData:
     parallel = {language: questions for language, questions in kept.items() if language != "en"}
     english = library.read(TYDIQA_TRAIN)
     xquad = _read_parallel(library, "xquad")
-    tydiqa = {language: library.read(path) for language, path in published("tydiqa-goldp-v1.1/dev").items()}
+    tydiqa = {language: library.read(path, **SCORED) for language, path in published("tydiqa-goldp-v1.1/dev").items()}
     tests = [TestSet("xquad", "squad", xquad, xquad["en"]), TestSet("tydiqa", "squad", tydiqa, None, "none")]
     validation = TestSet("mlqa", "mlqa", held, held["en"])
     return ProtocolData("compact", english + kept["en"], parallel, kept["en"], validation, tests, library.reports)
@@ -243,14 +244,14 @@ def load_parallel(root: Path | None = None, swapped: bool = False) -> ProtocolDa
     train = {language: [q for q in questions if q.id in ids] for language, questions in xquad.items()}
     held = {language: [q for q in questions if q.id not in ids] for language, questions in xquad.items()}
     english = train.pop("en")
-    tydiqa = {language: library.read(path) for language, path in published("tydiqa-goldp-v1.1/dev").items()}
+    tydiqa = {language: library.read(path, **SCORED) for language, path in published("tydiqa-goldp-v1.1/dev").items()}
     targets = {language: questions for language, questions in held.items() if language != "en"}
     tests = [
         TestSet("xquad", "squad", held, held["en"]),
         TestSet("xquad_other", "squad", targets, other_questions(held["en"]), "other"),
         TestSet("tydiqa", "squad", tydiqa, None, "none"),
     ]
-    validation = TestSet("mlqa", "mlqa", _read_parallel(library, "MLQA_V1/dev", MATCHED), None, "none")
+    validation = TestSet("mlqa", "mlqa", _read_parallel(library, "MLQA_V1/dev", MATCHED, **SCORED), None, "none")
     name = "parallel" + ("-swapped" if swapped else "")
     all_english = library.read(TYDIQA_TRAIN) + english
     return ProtocolData(name, all_english, train, english, validation, tests, library.reports)
@@ -265,11 +266,14 @@ def other_questions(questions: Sequence[Question]) -> list[Question]:
     return others
 
 
-def _read_parallel(library: Library, folder: str, minimum: float = 0.0) -> dict[str, list[Question]]:
-    """A parallel set's files, of whose ids at least the share ``minimum`` must be English ones in every language."""
+def _read_parallel(library: Library, folder: str, minimum: float = 0.0, **options: object) -> dict[str, list[Question]]:
+    """A parallel set's files, of whose ids at least the share ``minimum`` must be English ones in every language.
+
+    ``options`` go to :func:`~.squad.read_squad`; sets that are only scored are read with ``SCORED``.
+    """
     files: dict[str, list[Question]] = {}
     for language, path in published(folder).items():
-        files[language] = library.read(path, files.get("en"), minimum)
+        files[language] = library.read(path, files.get("en"), minimum, **options)
     return files
 
 
@@ -277,14 +281,16 @@ def _paper_test(library: Library, task: str, source: str) -> TestSet:
     """A test set with the English side asked for. Of translations only the texts are read, not their answers."""
     folder, translations, rule = PAPER_TESTS[task]
     if source == "gold":
-        questions = _read_parallel(library, folder, MATCHED)
+        questions = _read_parallel(library, folder, MATCHED, **SCORED)
         return TestSet(task, rule, questions, questions["en"], source)
     english = {
         language: library.read(path, labelled=False, repeats="first")
         for language, path in published(translations).items()
     }
     paths = published(folder)
-    questions = {language: library.read(path, english.get(language), MATCHED) for language, path in paths.items()}
+    questions = {
+        language: library.read(path, english.get(language), MATCHED, **SCORED) for language, path in paths.items()
+    }
     return TestSet(task, rule, questions, english, source)
 
 
@@ -293,7 +299,7 @@ def load_paper(task: str, root: Path | None = None, source: str = "translate-tes
 
     MLQA and XQuAD train on SQuAD and its translations and validate on MLQA dev. TyDiQA trains on its English part and
     its translations; its English validation set is also its English test set. Translated training sets are read one
-    language at a time (:class:`~.squad.LazyLanguages`), and refused where under 90 % of their ids are English ones.
+    language at a time (:class:`~.library.LazyLanguages`), and refused where under 90 % of their ids are English ones.
 
     Args:
         task: what is tested: ``mlqa``, ``xquad`` or ``tydiqa``.
@@ -311,11 +317,11 @@ def load_paper(task: str, root: Path | None = None, source: str = "translate-tes
     library = Library(root or data_folder())
     if task == "tydiqa":
         train, translations = library.read(TYDIQA_TRAIN), "xtreme/TyDiQA-GoldP/translate-train"
-        english = library.read(published("tydiqa-goldp-v1.1/dev")["en"])
+        english = library.read(published("tydiqa-goldp-v1.1/dev")["en"], **SCORED)
         validation = TestSet("tydiqa", "squad", {"en": english}, None, "none")
     else:
         train, translations = library.read(SQUAD_TRAIN), "xtreme/SQuAD/translate-train"
-        dev = _read_parallel(library, "MLQA_V1/dev")
+        dev = _read_parallel(library, "MLQA_V1/dev", **SCORED)
         validation = TestSet("mlqa", "mlqa", dev, dev["en"])
     test = _paper_test(library, task, source)
     readers = {}
@@ -334,19 +340,25 @@ LOADERS |= {f"paper-{task}": partial(load_paper, task) for task in ("mlqa", "xqu
 LOADERS |= {f"paper-{task}-gold": partial(load_paper, task, source="gold") for task in ("mlqa", "xquad")}
 
 
-def load_protocol(name: str, **options: object) -> ProtocolData:
+def load_protocol(name: str, strict: bool = False, **options: object) -> ProtocolData:
     """The data of a protocol by name, or of a folder of your own files.
 
     Args:
         name: a key of ``LOADERS``, or a folder (see :func:`load_folder`).
+        strict: refuse data of which a report says that something was left out, repaired or not read (of languages
+            that are read later, nothing is known yet).
         options: arguments of its loader, such as ``root``, or ``source`` for the paper's.
 
     Raises:
-        ValueError: unknown name. CorpusError: a file cannot be read.
+        ValueError: unknown name. CorpusError: a file cannot be read, or ``strict`` refuses it.
     """
     if name not in LOADERS and not Path(name).is_dir():
         raise ValueError(f"unknown protocol {name!r}; the protocols are {', '.join(LOADERS)}, or a folder of files")
     try:
-        return LOADERS[name](**options) if name in LOADERS else load_folder(Path(name), **options)
+        data = LOADERS[name](**options) if name in LOADERS else load_folder(Path(name), **options)
+        faults = [str(report) for report in data.reports if report.faults()]
+        if strict and faults:
+            raise CorpusError("\n  ".join([f"strict: {len(faults)} things to mend", *faults]))
+        return data
     except CorpusError as error:
         raise CorpusError(f"protocol {name!r}: {error}") from error

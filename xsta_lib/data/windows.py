@@ -5,8 +5,11 @@ A window is ``[CLS] question [SEP] context part [SEP]``. A context that does not
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
@@ -18,23 +21,22 @@ from pathlib import Path
 import numpy as np
 import pooch
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value, load_from_disk
-from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .files import replacing
-from .squad import Answer, Question
+from .files import replacing, writable
+from .squad import Answer, Question, name_first
 
+LOG = logging.getLogger(__name__)  # a line on the screen unless the user configures otherwise
 # Raise when the meaning of a cached window changes; older caches are then built anew.
 CODE_VERSION = 3
 LARGE = 10_000  # questions; more are built by all cores
 BATCH = 200  # questions that are tokenised at once
 
-COLUMNS = Features(
-    {name: Value("int32") for name in ("row", "window", "windows", "context_start", "start", "end")}
-    | {name: List(Value("int32")) for name in ("input_ids", "char_starts", "char_ends")}
-    | {"holds_answer": Value("bool"), "question_cut": Value("bool")}
+COLUMNS = pa.schema(
+    {name: pa.int32() for name in ("row", "window", "windows", "context_start", "start", "end")}
+    | {name: pa.list_(pa.int32()) for name in ("input_ids", "char_starts", "char_ends")}
+    | {"holds_answer": pa.bool_(), "question_cut": pa.bool_()}
 )
 
 
@@ -92,12 +94,12 @@ class Windows:
         segments: the encoder tells question and context apart by token types (BERT does, XLM-R does not).
     """
 
-    def __init__(self, data: Dataset, questions: Sequence[Question], texts: bool = True, segments: bool = False):
+    def __init__(self, data: pa.Table, questions: Sequence[Question], texts: bool = True, segments: bool = False):
         self.ids, self.segments = [question.id for question in questions], segments
         numbers: dict[str, int] = {}
         self.passages = np.array([numbers.setdefault(question.context, len(numbers)) for question in questions], int)
         self.contexts = [question.context for question in questions] if texts else None
-        self._table = data.data.table
+        self._table = data
         for name in ("row", "window", "windows", "context_start", "start", "end", "holds_answer", "question_cut"):
             setattr(self, name, self._table[name].to_numpy())
         self.input_ids = Ragged(self._table["input_ids"])
@@ -130,8 +132,11 @@ class Windows:
 
 
 def window_cache() -> Path:
-    """Where token windows are cached: ``windows`` in the folder ``XSTA_CACHE``, by default the user's cache folder."""
-    return Path(os.environ.get("XSTA_CACHE") or pooch.os_cache("xsta")) / "windows"
+    """Where token windows are cached: ``windows`` in the folder ``XSTA_CACHE``, by default the user's cache folder.
+
+    Raises OSError, which names the variable, where nothing can be written there.
+    """
+    return writable(Path(os.environ.get("XSTA_CACHE") or pooch.os_cache("xsta")).expanduser() / "windows", "XSTA_CACHE")
 
 
 def answer_tokens(answers: Sequence[Answer], starts: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:
@@ -167,6 +172,24 @@ def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], li
     return ids[:first], ids[behind : sides.index(1)], ids[last:]
 
 
+def _with_marks(offsets: np.ndarray, text: str) -> np.ndarray:
+    """Tokens' characters, (tokens, 2), with the marks and vowels that a tokenizer joined to the letter before them.
+
+    Composition (e + acute accent, or the parts of a Korean syllable) leaves only its first character to a token.
+    """
+    if unicodedata.is_normalized("NFC", text):
+        return offsets
+    limits = [*offsets[1:, 0].tolist(), len(text)]
+    for place, limit in enumerate(limits):
+        while offsets[place, 1] < limit and _is_joined(text[offsets[place, 1]]):
+            offsets[place, 1] += 1
+    return offsets
+
+
+def _is_joined(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M" or "\u1160" <= character <= "\u11ff"  # vowels and ends of Hangul
+
+
 def _windows_of(
     rows: Sequence[int], questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, spec: WindowSpec
 ) -> pa.Table:
@@ -180,11 +203,11 @@ def _windows_of(
     encoded = tokenizer(_readable(list(texts), tokenizer), return_offsets_mapping=True, **alone)
     read = dict(zip(texts, zip(encoded["input_ids"], encoded["offset_mapping"], strict=True), strict=True))
     before, between, behind = _frame(tokenizer)
-    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    columns: dict[str, list] = {name: [] for name in COLUMNS.names}
     for row, question in zip(rows, asked, strict=True):
         head = before + question[: spec.max_question_length] + between
         ids, offsets = read[questions[row].context]
-        offsets = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+        offsets = _with_marks(np.array(offsets, dtype=np.int32).reshape(-1, 2), questions[row].context)
         room = spec.max_length - len(head) - len(behind)
         starts = range(0, max(1, len(ids) - spec.stride), room - spec.stride)  # the last one reaches the end
         for window, first in enumerate(starts):
@@ -201,7 +224,7 @@ def _windows_of(
             columns["end"].append(len(head) + span[1] if span else 0)
             columns["holds_answer"].append(span is not None)
             columns["question_cut"].append(len(question) > spec.max_question_length)
-    return pa.table(columns, schema=COLUMNS.arrow_schema)
+    return pa.table(columns, schema=COLUMNS)
 
 
 def fingerprint(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, spec: WindowSpec) -> str:
@@ -231,7 +254,7 @@ def build_windows(
         questions: of one language; a question may have no answers (test data).
         tokenizer: a fast tokenizer.
         spec: lengths; the release's by default.
-        cache: a folder; ``None`` builds in memory.
+        cache: a folder; ``None`` builds in memory. Of what is cached (data sets) a line says which questions are cut.
         texts: keep the contexts for :meth:`Windows.text`; ``False`` saves their memory in training.
         processes: how many build, with the same result; by default one, for more than ``LARGE`` questions all cores.
 
@@ -240,10 +263,11 @@ def build_windows(
     """
     spec = spec or WindowSpec()
     segments = "token_type_ids" in tokenizer.model_input_names
-    if not questions:  # the map of nothing has no columns
-        return Windows(Dataset.from_dict({name: [] for name in COLUMNS}, features=COLUMNS), questions, texts, segments)
+    if not questions:
+        return Windows(COLUMNS.empty_table(), questions, texts, segments)
     folder = Path(cache) / fingerprint(questions, tokenizer, spec) if cache else None
-    if not (folder and folder.is_dir()):
+    kept = _load(folder, len(questions)) if folder and folder.is_dir() else None
+    if kept is None:
         tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         large = len(questions) > LARGE
         if not processes:  # where the system does not count cores, processes cannot be forked either
@@ -251,8 +275,16 @@ def build_windows(
         data = _build((questions, tokenizer, spec), large, processes)
         if not folder:
             return Windows(data, questions, texts, segments)
+        if folder.is_dir():
+            warnings.warn(f"{folder}: these cached windows are damaged; they are built anew", stacklevel=2)
+            shutil.rmtree(folder, ignore_errors=True)
         _save(data, folder)
-    return Windows(load_from_disk(str(folder)), questions, texts, segments)
+        kept = _load(folder, len(questions))
+        if kept is None:
+            raise OSError(f"{folder}: damaged, and cannot be replaced; delete it, or set XSTA_CACHE to another folder")
+    windows = Windows(kept, questions, texts, segments)
+    _say_what_is_cut(windows, spec.max_question_length)
+    return windows
 
 
 _shared: tuple = ()  # in a process of _build's pool: questions, tokenizer, spec
@@ -269,7 +301,7 @@ def _windows_of_shared(rows: Sequence[int]) -> pa.Table:
     return _windows_of(rows, *_shared)
 
 
-def _build(shared: tuple, progress: bool, processes: int) -> Dataset:
+def _build(shared: tuple, progress: bool, processes: int) -> pa.Table:
     """All windows of ``shared`` (questions, tokenizer, spec) in their order, by one process or several."""
     count = len(shared[0])
     batches = [range(low, min(low + BATCH, count)) for low in range(0, count, BATCH)]
@@ -278,16 +310,45 @@ def _build(shared: tuple, progress: bool, processes: int) -> Dataset:
     with ProcessPoolExecutor(processes, forks, _share, shared) if forks else nullcontext() as pool:
         tables = pool.map(_windows_of_shared, batches) if pool else (_windows_of(rows, *shared) for rows in batches)
         tables = list(tqdm(tables, "windows", len(batches), unit=" questions", unit_scale=BATCH, **hidden))
-    return Dataset(pa.concat_tables(tables))
+    return pa.concat_tables(tables)
 
 
-def _save(data: Dataset, folder: Path) -> None:
+def _say_what_is_cut(windows: Windows, limit: int) -> None:
+    """A line on the screen for the questions of a data set that are over the limit of tokens."""
+    cut = list(dict.fromkeys(windows.id_of(index) for index in np.flatnonzero(windows.question_cut)))
+    if cut and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        LOG.warning(
+            "%d of %d questions are cut after %d tokens (%s)",
+            len(cut),
+            len(windows.ids),
+            limit,
+            name_first(cut, len(cut)),
+        )
+
+
+def _load(folder: Path, count: int) -> pa.Table | None:
+    """The windows of ``count`` questions in a cache folder; ``None`` where files are missing, cut or of other form."""
+    from datasets import load_from_disk  # half a second, which windows in memory save
+
+    try:
+        data = load_from_disk(str(folder)).data.table
+        row, window, windows = (data[name].to_numpy() for name in ("row", "window", "windows"))
+        whole = data.schema.equals(COLUMNS) and (row[-1], window[-1]) == (count - 1, windows[-1] - 1)
+    except (OSError, LookupError, TypeError, ValueError):  # ValueError is Arrow's own too
+        return None
+    return data if whole else None
+
+
+def _save(data: pa.Table, folder: Path) -> None:
     """Write a cache folder whole or not at all."""
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
     shown = is_progress_bar_enabled()
     disable_progress_bar()  # the one of saving
     try:
         with suppress(FileExistsError), replacing(folder) as temporary:
-            data.save_to_disk(str(temporary))
+            Dataset(data).save_to_disk(str(temporary))
             if folder.is_dir():  # another process was faster, and may be reading it
                 raise FileExistsError(folder)
     except OSError as error:

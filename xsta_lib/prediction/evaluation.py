@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.files import write_text_atomically
+from ..data.files import read_json, write_text_atomically
 from ..data.protocols import TestSet
 from ..data.windows import window_cache
 from ..model.modeling import XStaForQuestionAnswering
@@ -81,7 +81,7 @@ def score_answers(test: TestSet, answers: Mapping[str, Mapping[str, str]]) -> Ev
     """Score the answers of one reading, by language and question id; a missing one counts as wrong."""
     scores = {}
     for language, questions in test.questions.items():
-        golds = {q.id: [answer.text for answer in q.answers] for q in questions}
+        golds = {q.id: q.golds for q in questions}
         scores[language] = score_all(answers[language], golds, language, test.rule)
     metrics = {language: aggregate(values) for language, values in scores.items()}
     return Evaluation(metrics, scores, {language: dict(texts) for language, texts in answers.items()})
@@ -90,7 +90,7 @@ def score_answers(test: TestSet, answers: Mapping[str, Mapping[str, str]]) -> Ev
 def kept_answers(folder: Path, test: TestSet, source: str) -> dict:
     """What :func:`evaluate_once` kept for the questions that the test set has now; empty where there is nothing."""
     path = folder / f"{test.name}.{source}.json"
-    record = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    record = read_json(path) if path.exists() else {}
     return record if record.get("questions") == test.digest() else {}
 
 

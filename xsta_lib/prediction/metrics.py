@@ -9,12 +9,13 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.files import write_text_atomically
+from ..data.files import check_text, read_json, write_text_atomically
+from ..data.squad import Report, name_first
 
 RULES = ("mlqa", "squad")
 
@@ -127,12 +128,40 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     """Read predictions in the official form ``{id: text}``.
 
     Raises:
-        ValueError: the file is not a JSON object of texts.
+        ValueError: the file is not a JSON object of texts, or gives one id two texts; the message names file and id.
     """
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for key, text in pairs:
+            if found.setdefault(key, text) != text:
+                raise ValueError(f"the id {key!r} stands for two texts")
+        return found
+
     try:
-        found = json.loads(Path(path).read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: not a JSON file ({error}); predictions look like {{"id": "text"}}') from error
-    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-        raise ValueError(f"{path}: predictions must be one JSON object of id to text")
+        found = read_json(path, object_pairs_hook=once)
+    except ValueError as error:
+        raise ValueError(f'{error} (not a JSON file of predictions, which look like {{"id": "text"}})') from error
+    form = f"{path}: predictions must be one JSON object of id to text"
+    if not isinstance(found, dict):
+        raise ValueError(form)
+    for key, text in found.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{form}; that of {key!r} is {text!r:.40}")
+        check_text(key + text, f"{path}: id and prediction of {key!r}")
     return found
+
+
+def compare_ids(predictions: Mapping[str, str], ids: Collection[str], name: str) -> Report:
+    """Which of the gold ids have no prediction, and which predictions are of no gold id, as notes of a report.
+
+    ``name`` is the predictions' file.
+    """
+    missing = [key for key in ids if key not in predictions]
+    known, report = set(ids), Report(name)
+    unknown = [key for key in predictions if key not in known]
+    lacking = f"of {len(ids)} questions without a prediction, scored 0"
+    for what, keys in ((lacking, missing), ("predictions of unknown ids", unknown)):
+        if keys:
+            report.notes.append(f"{len(keys)} {what} ({name_first(keys, len(keys))})")
+    return report
