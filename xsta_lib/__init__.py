@@ -13,6 +13,7 @@ _MODULES = {
     "Predictor": "prediction.predictor",
     "Question": "data.squad",
     "Reader": "reader",
+    "ReaderAnswer": "prediction.answers",
     "Trainer": "training.trainer",
     "TrainingConfig": "training.trainer",
     "XStaConfig": "model.configuration",

@@ -1,60 +1,224 @@
-"""The front door: a trained reader from its folder, and its answers."""
+"""The front door: a trained reader, its answers, and what led to them."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
-
 from .baselines import mixup  # noqa: F401  (its models are known once it is imported)
+from .data.files import check_text
 from .data.squad import Question
-from .prediction.predictor import Prediction, Predictor
+from .data.windows import WindowSpec
+from .encoders.backbones import load_reader, max_window
+from .encoders.e5_file import BackboneError
+from .encoders.packed import BOX, PACKED, load_packed
+from .model.modeling import XStaForQuestionAnswering
+from .prediction.answers import ReaderAnswer
+from .prediction.plain import PlainReader
+from .prediction.predictor import READINGS, Prediction, Predictor, Span, is_blank
 from .training.machine import has_bf16
 from .training.ranks import device as default_device
+
+NO_ANSWER = "the reader finds it likelier that the context does not have the answer"
 
 
 class Reader:
     """Answers questions in any language it was trained on, with or without the English version beside.
 
     Args:
-        folder: written by training, such as ``runs/demo/<run>/model``.
-        device: where to run; by default the GPU where there is one. bfloat16 is used where the device has it.
+        model: a folder written by training or by ``pack``, or any extractive question-answering checkpoint, a folder or
+            a hub id: that one is read with its own span head, in float32. By default the reader in the box.
+        device: where to run; by default the GPU where there is one. X-STA runs in bfloat16 where the device has it.
+        no_answer: whether the reader may say that a context has no answer (SQuAD 2). A checkpoint does not tell what it
+            was trained on, so by default any that is not X-STA may, where it prefers [CLS] to every span; one that was
+            trained on SQuAD 1 hardly ever does. ``False`` always takes the best span.
+
+    Raises:
+        BackboneError: it cannot be loaded, or lacks a weight; the message names folder, file or weight, and the remedy.
     """
 
-    def __init__(self, folder: str | Path, device: str | None = None):
-        model = AutoModelForQuestionAnswering.from_pretrained(folder).to(device or default_device())
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.predictor = Predictor(model, tokenizer, autocast=has_bf16(model.device))
+    def __init__(self, model: str | Path | None = None, device: str | None = None, no_answer: bool | None = None):
+        self.name = BOX.name if model is None else str(model)
+        loaded, tokenizer = _load(model)
+        loaded.to(device or default_device())
+        ours = isinstance(loaded, XStaForQuestionAnswering)
+        self.no_answer = not ours if no_answer is None else no_answer
+        self.reads_pairs = ours and loaded.config.reads_pairs
+        spec = _spec(max_window(loaded.encoder if ours else loaded, tokenizer))
+        bf16 = ours and has_bf16(loaded.device)
+        self.predictor = Predictor(loaded if ours else PlainReader(loaded), tokenizer, spec=spec, autocast=bf16)
 
     def answer(
         self,
         question: str | Sequence[str],
         context: str | Sequence[str],
-        language: str = "en",
-        source: tuple[str, str] | Sequence[tuple[str, str]] | None = None,
-    ) -> Prediction | list[Prediction]:
-        """The answer of each question, a span of its context: its ``text`` and its ``score``, 0 to 1.
+        language: str | Sequence[str | None] | None = None,
+        source: tuple[str, str] | Sequence[tuple[str, str] | None] | None = None,
+        n_best: int = 3,
+    ) -> ReaderAnswer | list[ReaderAnswer]:
+        """The answer of each question, a span of its context, or an empty one with the reason why there is none.
 
         Args:
             question, context: one of each, or as many of one as of the other; then the answers are a list, in order.
-            language: of questions and contexts.
-            source: the same question and context in English, or a list of such pairs; ``None`` reads the target alone.
+            language: of question and context, such as ``"de"``; one for all or one each. ``None`` finds it out.
+            source: the same question and context in English, or a list of such pairs (``None`` where there is none);
+                ``None`` reads the target alone.
+            n_best: how many spans ``alternatives`` holds at most.
 
         Raises:
-            ValueError: lists of different lengths, or an empty question or context.
+            ValueError: lists of different lengths, an empty language, half a surrogate pair in a text, or ``n_best``
+                below 1.
+
+        What is cut or not used is said in one warning a call: questions over the limit (64 tokens), a source that the
+        reader has no use for.
         """
-        if isinstance(question, str):
-            return self.answer([question], [context], language, None if source is None else [source])[0]
-        targets = _questions(zip(question, context, strict=True))
-        english = None if source is None else _questions(source)
-        if english is not None and len(english) != len(targets):
-            raise ValueError(f"{len(targets)} questions, but {len(english)} English versions")
-        found = self.predictor.predict({language: targets}, english, readings=("calibrated",))["calibrated"][language]
-        return [found[target.id] for target in targets]
+        if isinstance(question, str) and isinstance(context, str):
+            return self.answer([question], [context], [language], None if source is None else [source], n_best)[0]
+        if isinstance(question, str) or isinstance(context, str):
+            raise ValueError(
+                "question and context are one text and several; give two texts, or two lists of one length"
+            )
+        if len(question) != len(context):
+            raise ValueError(f"{len(question)} questions, but {len(context)} contexts; give each question its own")
+        if n_best < 1:
+            raise ValueError(f"n_best is {n_best}; it must be 1 or more")
+        targets = _questions(list(zip(question, context, strict=True)), "question")
+        sources = self._sources(source, len(targets))
+        tongues = _languages(language, targets)
+        self._say_what_is_left_out(targets, sources, tongues)
+        self.predictor.alternatives = n_best
+        grouped: dict[str, list[Question]] = {}
+        for target, (tongue, _) in zip(targets, tongues, strict=True):
+            if not _why_blank(target):
+                grouped.setdefault(tongue, []).append(target)
+        readings = READINGS if sources and self.reads_pairs else READINGS[:1]
+        found = self.predictor.predict(grouped, sources or None, readings=readings)
+        return [
+            self._answer(target, *tongue, {name: found[name].get(tongue[0], {}).get(target.id) for name in readings})
+            for target, tongue in zip(targets, tongues, strict=True)
+        ]
+
+    def explain(
+        self, question: str, context: str, language: str | None = None, source: tuple[str, str] | None = None
+    ) -> "Explanation":  # noqa: F821  (its module draws on scikit-learn, which answering does without)
+        """What led to an answer: where the teacher looked, and how calibration moved the answer.
+
+        Args:
+            question, context, language, source: one of each, as for :meth:`answer`.
+
+        Raises:
+            ValueError: as for :meth:`answer`, and for a blank question or context.
+        """
+        from .prediction.explaining import explain
+
+        (target,) = _questions([(question, context)], "question")
+        if reason := _why_blank(target):
+            raise ValueError(f"nothing to explain: {reason}")
+        sources = self._sources(None if source is None else [source], 1)
+        tongues = _languages([language], [target])
+        self._say_what_is_left_out([target], sources, tongues)
+        use = sources and self.reads_pairs and tongues[0][0] != self.predictor.model.config.source_language
+        return explain(self.predictor, target, tongues[0][0], sources[0] if use else None)
+
+    def _answer(
+        self, target: Question, language: str, detected: bool, found: dict[str, Prediction | None]
+    ) -> ReaderAnswer:
+        """One question's answer out of the predictions of its readings; they are ``None`` for a blank text."""
+        best, missing, reason = found["calibrated"], None, _why_blank(target)
+        about = {"language": language, "detected": detected, "question": target.question, "context": target.context}
+        if best is None or not best.text:
+            reason = reason or "the context has no piece that could be an answer"
+            return ReaderAnswer("", 0.0, -1, -1, (), missing=1.0 if self.no_answer else None, reason=reason, **about)
+        readings = {name: Span(*value[:4]) for name, value in found.items()} if len(found) > 1 else {}
+        if self.no_answer and best.none_score is not None:
+            both = best.none_score + best.score
+            missing = best.none_score / both if both else 0.5
+        about |= {"missing": missing, "alternatives": best.alternatives, "readings": readings}
+        if missing is not None and missing > 0.5:
+            return ReaderAnswer("", best.none_score, -1, -1, reason=NO_ANSWER, **about)
+        return ReaderAnswer(*best[:4], **about)
+
+    def _sources(self, source: Sequence[tuple[str, str] | None] | None, count: int) -> list[Question]:
+        """The English versions that were given, with the ids of their targets."""
+        if source is None:
+            return []
+        if len(source) != count:
+            raise ValueError(f"{count} questions, but {len(source)} English versions; use None where there is none")
+        sources = _questions(source, "source")
+        if blank := next((english for english in sources if _why_blank(english)), None):
+            raise ValueError(f"source {blank.id}: {_why_blank(blank)}; give its text, or None to read the target alone")
+        return sources
+
+    def _say_what_is_left_out(
+        self, targets: list[Question], sources: list[Question], tongues: list[tuple[str, bool]]
+    ) -> None:
+        limit, said = self.predictor.spec.max_question_length, []
+        asked = [question for question in (*targets, *sources) if question.question.strip()]
+        if asked:
+            ids = self.predictor.tokenizer([question.question for question in asked], add_special_tokens=False)
+            cut = [asked[i].question for i, tokens in enumerate(ids["input_ids"]) if len(tokens) > limit]
+            if cut:
+                said.append(f"{len(cut)} questions are cut after {limit} tokens, first: {cut[0][:60]!r}")
+        own = self.predictor.model.config.source_language
+        if sources and not self.reads_pairs:
+            said.append(f"{self.name} reads no pairs: the English versions are not used")
+        elif sources and (count := sum(tongue == own for tongue, _ in tongues)):
+            said.append(f"{count} questions in {own!r} are read alone: for them the source is not used")
+        if said:
+            warnings.warn("; ".join(said), stacklevel=3)
 
 
-def _questions(pairs) -> list[Question]:
-    questions = [Question(str(number), *pair, ()) for number, pair in enumerate(pairs)]
-    for question in questions:
-        if not question.question.strip() or not question.context.strip():
-            raise ValueError(f"question {question.id}: an empty question or context")
-    return questions
+def _load(name: str | Path | None) -> tuple:
+    """The model and the tokenizer that ``Reader(name)`` means."""
+    if name is None:
+        if not (BOX / PACKED).is_file():
+            raise BackboneError(f"{BOX}: the reader in the box is not there; install xsta again, or name a model")
+        return load_packed(BOX)
+    if (Path(name).expanduser() / PACKED).is_file():
+        return load_packed(Path(name).expanduser())
+    return load_reader(str(name.absolute() if isinstance(name, Path) else name))  # a Path never is a hub id
+
+
+def _spec(window: int) -> WindowSpec:
+    """The usual window lengths, or shorter ones in the same proportion for an encoder of fewer positions."""
+    usual = WindowSpec()
+    if window >= usual.max_length:
+        return usual
+    return WindowSpec(window, min(usual.stride, window // 4), min(usual.max_question_length, window // 3))
+
+
+def _questions(pairs: Sequence[tuple[str, str] | None], what: str) -> list[Question]:
+    """Questions that have their place in the list as id; ``None`` is left out."""
+    found = []
+    for number, pair in enumerate(pairs):
+        if pair is None:
+            continue
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise ValueError(f"{what} {number}: a question and its context must be two texts")
+        found.append(Question(str(number), *(check_text(text, f"{what} {number}") for text in pair), ()))
+    return found
+
+
+def _why_blank(question: Question) -> str:
+    """Why a question cannot be answered from what was given; empty if it can."""
+    if is_blank(question.question):
+        return "the question is blank"
+    return "the context is blank" if is_blank(question.context) else ""
+
+
+def _languages(language: str | Sequence[str | None] | None, targets: Sequence[Question]) -> list[tuple[str, bool]]:
+    """Each question's language, and whether it was found out."""
+    given = [language] * len(targets) if language is None or isinstance(language, str) else list(language)
+    if len(given) != len(targets):
+        raise ValueError(f"{len(targets)} questions, but {len(given)} languages; give one for all or one each")
+    for tongue in given:
+        if tongue is not None and (not isinstance(tongue, str) or not tongue.strip()):
+            raise ValueError(f"language is {tongue!r}; give a code such as 'de', or None to find it out")
+    return [(tongue, False) if tongue else (detect(q), True) for tongue, q in zip(given, targets, strict=True)]
+
+
+def detect(question: Question) -> str:
+    """The language of a question and its context together, an ISO 639-1 code."""
+    from py3langid import rank  # its model takes half a second, which a given language saves
+
+    ranked = rank(f"{question.question} {question.context[:2000]}")
+    return next(code for code, _ in ranked if len(code) == 2)  # short Chinese texts come out as Wu (wuu) else

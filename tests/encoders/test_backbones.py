@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from tiny import NORMALISED, write_tiny_e5
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
 from xsta_lib.encoders import backbones
-from xsta_lib.encoders.backbones import BackboneError, load_backbone, load_config, load_tokenizer
+from xsta_lib.encoders.backbones import BackboneError, load_backbone, load_config, load_tokenizer, max_window
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = ROOT / "tests" / "fixtures" / "e5_sentences.npz"
@@ -221,6 +221,30 @@ def test_missing_path_and_folder_without_an_encoder(tmp_path):
     BertConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64).save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=r"the folder must hold config\.json"):
         load_backbone(str(tmp_path))
+
+
+def test_limits_are_compared_when_a_backbone_is_loaded(tmp_path):
+    with pytest.raises(BackboneError, match=r"reads at most 128 tokens at once, but windows have 384; choose an enc"):
+        load_backbone(str(write_tiny_e5(tmp_path / "short.bin", positions=128)))
+    assert load_backbone(str(tmp_path / "short.bin"), window=128)[0].config.max_position_embeddings == 128
+    model, tokenizer = load_backbone(str(write_tiny_e5(tmp_path / "tiny.bin")))
+    tokenizer.add_tokens([f"word{i}" for i in range(9)])
+    model.save_pretrained(tmp_path / "saved"), tokenizer.save_pretrained(tmp_path / "saved")
+    with pytest.raises(BackboneError, match=r"its tokenizer has \d+ pieces, its embedding only \d+ rows"):
+        load_backbone(str(tmp_path / "saved"))
+    roberta = XLMRobertaConfig(vocab_size=99, hidden_size=32, num_attention_heads=2, max_position_embeddings=386)
+    model = XLMRobertaModel(XLMRobertaConfig(**{**roberta.to_dict(), "num_hidden_layers": 1, "intermediate_size": 9}))
+    assert max_window(model, tokenizer) == 384  # two positions are the padding's
+
+
+def test_a_backbone_that_lacks_a_weight_is_refused(tiny, tmp_path):
+    model, tokenizer = load_backbone(str(tiny))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    weights = model.state_dict()
+    del weights["encoder.layer.1.output.dense.weight"]
+    model.save_pretrained(tmp_path / "saved", state_dict=weights)
+    with pytest.raises(BackboneError, match=r"encoder\.layer\.1\.output\.dense\.weight is missing; use its whole f"):
+        load_backbone(str(tmp_path / "saved"))
 
 
 def test_hub_failure_is_one_clear_error(monkeypatch, tmp_path):

@@ -127,7 +127,9 @@ def test_saving_and_loading(tmp_path: Path, kind: str, preset: str, tokenizer: P
 
 
 def test_from_backbone_on_a_folder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    encoder = AutoModel.from_config(encoder_config(), add_pooling_layer=False)
+    wanted = encoder_config()
+    wanted.max_position_embeddings = 384  # a window's length
+    encoder = AutoModel.from_config(wanted, add_pooling_layer=False)
     encoder.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
     config = XStaConfig.release(sharing_layer=1, without=["alignment_token"])
     model, loaded = XStaForQuestionAnswering.from_backbone(str(tmp_path), config, ["de"], dropout=0.25)

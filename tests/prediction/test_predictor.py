@@ -36,6 +36,21 @@ def test_best_span_is_the_best(seed, length, limit):
         assert 0 <= end[row] - start[row] < limit and allowed[row, start[row]] and allowed[row, end[row]]
 
 
+def test_further_spans_do_not_overlap_and_a_row_without_a_pair_is_searched_whole():
+    p = torch.rand(3, 40, 2, generator=torch.Generator().manual_seed(0))
+    allowed = torch.ones(3, 40, dtype=torch.bool)
+    p[1, :20, 1], p[1, 20:, 0] = p[1, :20, 1] + 1, p[1, 20:, 0] + 1  # the best ends lie before the best starts
+    allowed[2] = False
+    starts, ends, scores = best_spans(p, allowed, n_best=5, max_tokens=7, count=3)
+    assert scores[2].tolist() == [-1, -1, -1] and (scores[:2] > 0).all()
+    expected = max((p[1, i, 0] * p[1, j, 1]).item() for i in range(40) for j in range(i, min(40, i + 7)))
+    assert scores[1, 0].item() == pytest.approx(expected)
+    for row in range(2):
+        spans = sorted(zip(starts[row].tolist(), ends[row].tolist(), strict=True))
+        assert all(one[1] < two[0] for one, two in zip(spans, spans[1:], strict=False))
+        assert scores[row].tolist() == sorted(scores[row].tolist(), reverse=True)
+
+
 @pytest.fixture(scope="module")
 def reader(backbone):
     """A tiny random X-STA, its tokenizer and the first demo test questions."""
@@ -121,6 +136,37 @@ def test_without_a_source_the_target_answers_alone(reader):
     assert {key: partly[key].score for key in keys[4:]} == scores(alone, keys[4:])
     assert {key: partly[key].score for key in keys[:4]} == scores(paired, keys[:4])
     assert {key: value.score for key, value in paired.items()} != scores(alone)
+
+
+def test_two_questions_of_one_id_are_refused(reader):
+    twice = [reader[2]["de"][0], replace(reader[2]["de"][1], id=reader[2]["de"][0].id)]
+    for targets, source in (({"de": twice}, None), ({"de": twice[:1]}, twice)):
+        with pytest.raises(ValueError, match=f"2 questions have the id {twice[0].id!r}; give each its own"):
+            predict(reader, targets, source)
+
+
+def test_white_space_alone_is_no_answer(reader, monkeypatch):
+    """A head that prefers one token, here the space mark in front of a letter that has no piece of its own."""
+    model, tokenizer, questions = reader
+    context = "a river in \u2003\u2003 \u2003 the city"
+    question = replace(questions["de"][0], context=context)
+    windows = Predictor(model, tokenizer).windows([question])
+    first = windows.context_start[0]
+    chars = list(zip(windows.char_starts[0], windows.char_ends[0], strict=True))
+    blank = [first + i for i, (start, end) in enumerate(chars) if not context[start:end].strip()]
+    assert blank
+    distributions = model.distributions
+
+    def preferring(*given, **options):
+        output = distributions(*given, **options)
+        p = torch.full_like(output.calibrated, 0.01)
+        p[:, blank[0]] = 0.9
+        output.calibrated = output.target = p
+        return output
+
+    monkeypatch.setattr(model, "distributions", preferring)
+    found = Predictor(model, tokenizer, alternatives=2).predict({"de": [question]})["calibrated"]["de"][question.id]
+    assert found.text and found.score == pytest.approx(0.0001) and context[found.start : found.end] == found.text
 
 
 def test_an_english_question_takes_the_source_path(reader):

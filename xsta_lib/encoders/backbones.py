@@ -6,14 +6,20 @@ tokenizer, so that nothing after loading depends on the package or on its compil
 
 import importlib.util
 import inspect
+import json
+from functools import cache
 from pathlib import Path
 
+import huggingface_hub
 import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoTokenizer,
     BertConfig,
     BertModel,
@@ -38,31 +44,131 @@ SHORT_NAMES = {
 }
 MAX_LENGTH = 512
 MASK = "<mask>"
+MASKED_HEAD = {  # where BERT and (XLM-)RoBERTa have the parts of their heads for masked tokens
+    "cls.predictions.transform.": "transform.",
+    "cls.predictions.bias": "bias",
+    "lm_head.dense.": "transform.dense.",
+    "lm_head.layer_norm.": "transform.LayerNorm.",
+    "lm_head.bias": "bias",
+}
 SPACE_MARK = "▁"  # U+2581, SentencePiece's visible space
+WINDOW = 384  # tokens that windows have in training and evaluation (see xsta_lib.data.windows.WindowSpec)
+
+FOLDER = "the folder must hold config.json, model.safetensors and tokenizer.json, as save_pretrained writes them"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+VOCABULARIES += ("sentencepiece.bpe.model", "spm.model", "tekken.json")
+SAVE_TOKENIZER = "AutoTokenizer.from_pretrained(ORIGIN).save_pretrained(FOLDER)"
+LFS_POINTER = b"version https://git-lfs"
 
 
-def load_backbone(name: str, *, attn_implementation: str = "sdpa") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_backbone(
+    name: str, *, attn_implementation: str = "sdpa", window: int = WINDOW
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The encoder (no pooling layer, fp32, in evaluation mode) and the fast tokenizer called `name`.
 
     `name` is "e5-small-q4", a path to a `.bin` file in the same 4-bit format, a folder in Hugging Face format, a hub
-    id, or one of SHORT_NAMES. Raises BackboneError (with the remedy) when it cannot be loaded.
+    id, or one of SHORT_NAMES. `window` is how many tokens it will have to read at once. Raises BackboneError (with the
+    remedy) when it cannot be loaded, lacks a weight, or its limits do not fit.
     """
     if file := _e5_file(name):
         # The tokenizer first: building it needs much passing memory, which the weights then take over.
-        tokenizer = _e5_tokenizer(file, name)
-        return _e5_model(file, name, attn_implementation), tokenizer
-    config = load_config(name)
-    model_class = MODEL_MAPPING.get(type(config), None)  # the default is no option of this mapping
-    options = {"config": config, "attn_implementation": attn_implementation, "use_safetensors": True}
-    if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
-        options["add_pooling_layer"] = False
-    return _from_hub(AutoModel, name, dtype=torch.float32, **options).eval(), load_tokenizer(name)
+        tokenizer = e5_tokenizer(file, name)
+        model = _e5_model(file, name, attn_implementation)
+    else:
+        config = load_config(name)
+        model_class = MODEL_MAPPING.get(type(config), None)  # the default is no option of this mapping
+        options = {"config": config, "attn_implementation": attn_implementation, "use_safetensors": True}
+        if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+            options["add_pooling_layer"] = False
+        model, tokenizer = _load_weights(AutoModel, name, **options), load_tokenizer(name)
+    check_limits(model, tokenizer, name, window)
+    return model.eval(), tokenizer
+
+
+def load_reader(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with a span head (`AutoModelForQuestionAnswering`, fp32, evaluation mode) and its fast tokenizer.
+
+    `name` is a folder or a hub id. Raises BackboneError when it cannot be loaded or lacks a weight.
+    """
+    model = _load_weights(AutoModelForQuestionAnswering, name)
+    tokenizer = load_tokenizer(name)
+    check_limits(model, tokenizer, name, 1)
+    return model.eval(), tokenizer
+
+
+def load_span_head(name: str) -> torch.nn.Linear | None:
+    """The span head of a backbone that is a question-answering checkpoint, Linear(H -> 2); None where it has none."""
+    stored = name == E5_NAME or name.endswith(".bin")
+    if stored or not any("ForQuestionAnswering" in kind for kind in load_config(name).architectures or ()):
+        return None
+    head = getattr(_load_weights(AutoModelForQuestionAnswering, name), "qa_outputs", None)
+    return head if isinstance(head, torch.nn.Linear) and head.out_features == 2 else None
+
+
+def load_masked_head(name: str) -> dict[str, torch.Tensor] | None:
+    """The weights of a checkpoint's head for masked tokens, under BERT's names; None where it has none.
+
+    They are those of the `transform` and the `bias`; the matrix is the word embeddings, BERT's and (XLM-)RoBERTa's.
+    """
+    stored = name == E5_NAME or name.endswith(".bin")
+    if stored or not any("ForMaskedLM" in kind for kind in load_config(name).architectures or ()):
+        return None
+    weights, found = _load_weights(AutoModelForMaskedLM, name).state_dict(), {}
+    for theirs, ours in MASKED_HEAD.items():
+        found |= {ours + key.removeprefix(theirs): weights[key] for key in weights if key.startswith(theirs)}
+    return found or None
+
+
+def _load_weights(auto_class: type, name: str, **options) -> PreTrainedModel:
+    """A model in fp32 whose every weight comes from its files. Raises BackboneError."""
+    options |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = _from_hub(auto_class, name, **options)
+    wrong = [f"{key} has the shape {tuple(there)}, not {tuple(here)}" for key, there, here in info["mismatched_keys"]]
+    missing = sorted(info["missing_keys"])
+    if wrong or missing:
+        what = wrong[0] if wrong else f"{missing[0]} is missing"
+        more = f" ({len(wrong) + len(missing)} weights in all)" if len(wrong) + len(missing) > 1 else ""
+        headless = missing and all(key.split(".")[0] in ("qa_outputs", "logits_proj", "classifier") for key in missing)
+        remedy = "train it to answer first, or use a question-answering model" if headless else "use its whole files"
+        raise BackboneError(f"{name}: its weights do not fill {type(model).__name__}: {what}{more}; {remedy}")
+    return model
+
+
+def max_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens a model can read at once, special tokens included; 512 where nothing limits it."""
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    positions = min([limit for limit in limits if isinstance(limit, int) and limit > 0], default=MAX_LENGTH)
+    for module in model.modules():  # RoBERTa's positions begin behind that of the padding
+        if getattr(module, "padding_idx", None) is not None and hasattr(module, "position_embeddings"):
+            positions -= module.padding_idx + 1
+            break
+    return min(positions, tokenizer.model_max_length, MAX_LENGTH)
+
+
+def check_limits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, window: int) -> None:
+    """Refuse, with a BackboneError, an encoder that cannot read its tokenizer's pieces or windows of that length."""
+    rows, pieces = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if pieces > rows:
+        raise BackboneError(
+            f"{name}: its tokenizer has {pieces} pieces, its embedding only {rows} rows; use the tokenizer it was "
+            "trained with, or model.resize_token_embeddings(len(tokenizer)) and train it"
+        )
+    if max_window(model, tokenizer) < window:
+        raise BackboneError(
+            f"{name}: it reads at most {max_window(model, tokenizer)} tokens at once, but windows have {window}; "
+            f"choose an encoder of at least {window} positions"
+        )
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer of `name` alone (see load_backbone). Raises BackboneError."""
     if file := _e5_file(name):
-        return _e5_tokenizer(file, name)
+        return e5_tokenizer(file, name)
+    folder = _folder(name)
+    if folder and not any((folder / file).is_file() for file in VOCABULARIES):
+        raise BackboneError(f"{name}: the folder has no tokenizer ({VOCABULARIES[0]}); save it there: {SAVE_TOKENIZER}")
     tokenizer = _from_hub(AutoTokenizer, name)
     if not tokenizer.is_fast:
         raise BackboneError(f"{name}: it has no fast tokenizer, and character offsets need one; choose another encoder")
@@ -75,30 +181,95 @@ def load_config(name: str) -> PretrainedConfig:
     return _bert_config(file, name) if file else _from_hub(AutoConfig, name)
 
 
-def _from_hub(auto_class: type, name: str, **options) -> object:
-    """`auto_class.from_pretrained` of a folder or hub id, any failure of it turned into one BackboneError."""
+def _folder(name: str) -> Path | None:
+    """The local folder meant by `name`, or None when it means a hub id.
+
+    A local path is never looked up on the hub. Raises BackboneError for one that is not there.
+    """
     target = SHORT_NAMES.get(name, name)
     folder = Path(target).expanduser()
     if folder.is_dir():
+        return folder
+    local = target.startswith((".", "/", "~")) or target.count("/") > 1 or "\\" in target
+    if local or folder.exists() or ("/" in target and Path(folder.parts[0]).is_dir()):
+        there = "this is a file, not a folder" if folder.exists() else "there is no such file or folder"
+        raise BackboneError(f"{name}: {there}; give an existing path, a hub id or {E5_NAME}")
+    return None
+
+
+def check_weights(path: Path) -> None:
+    """Refuse, with a BackboneError, a weights file that is a Git LFS pointer or cut."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise BackboneError(f"{path}: this is a Git LFS pointer, not the weights; fetch them: git lfs pull")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise BackboneError(f"{path}: the file is cut or damaged ({error}); copy or fetch it again") from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse, with a BackboneError, a folder whose configuration or weights are not whole."""
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"{folder}: it has no config.json; {FOLDER}")
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise BackboneError(f"{folder}: it has no weights ({WEIGHTS[0]}); {FOLDER}")
+    files = [found]
+    if found.suffix == ".json":
+        try:
+            files = [folder / name for name in sorted(set(json.loads(found.read_text("utf-8"))["weight_map"].values()))]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise BackboneError(f"{found}: the list of weight files is damaged; copy or fetch it again") from error
+    for path in files:
+        if not path.is_file():
+            raise BackboneError(f"{path}: {found.name} names this file, but it is not there; copy or fetch it again")
+        check_weights(path)
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; asked once, so that nobody waits for every file's retries."""
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+    except Exception:  # no network, no such host, HF_HUB_OFFLINE: each client has exceptions of its own
+        return False
+    return True
+
+
+def _from_hub(auto_class: type, name: str, **options) -> object:
+    """`auto_class.from_pretrained` of a folder or hub id, any failure of it turned into one BackboneError."""
+    target, folder, remedy = SHORT_NAMES.get(name, name), _folder(name), FOLDER
+    if folder:
         target = str(folder)
-        remedy = (
-            "the folder must hold config.json, model.safetensors and tokenizer.json, as save_pretrained writes them"
-        )
-    elif target.startswith((".", "/", "~")) or target.count("/") > 1:
-        raise BackboneError(f"{name}: there is no such file or folder; give an existing path, a hub id or {E5_NAME}")
+        if "output_loading_info" in options:
+            _check_folder(folder)
     else:
         remedy = f"offline, or no such model on the hub? use {E5_NAME} ({INSTALL}) or a local folder"
     try:
-        return auto_class.from_pretrained(target, trust_remote_code=False, **options)
+        local = folder is not None or not _hub_answers()
+        return auto_class.from_pretrained(target, trust_remote_code=False, local_files_only=local, **options)
     except Exception as error:  # no list of types would do: tokenizers raises bare Exception for a damaged file
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BackboneError(f"{name}: {auto_class.__name__} cannot load it ({first.rstrip('.')}); {remedy}") from error
 
 
-def _e5_file(name: str) -> E5File | None:
+def read_backbone(name: str, sha256: str | None = None) -> E5File:
+    """The 4-bit file meant by `name`, parsed up to its tensors; with `sha256` it must have this checksum.
+
+    Raises BackboneError, also for a `name` that means no 4-bit file.
+    """
+    if file := _e5_file(name, sha256):
+        return file
+    raise BackboneError(f"{name}: this is no 4-bit encoder file; use {E5_NAME} or the path of a .bin file")
+
+
+def _e5_file(name: str, sha256: str | None = None) -> E5File | None:
     """The 4-bit file meant by `name`, parsed up to its tensors, or None when `name` means something else.
 
-    The package's own file is checked against its SHA-256 first. Raises BackboneError.
+    The package's own file is checked against its SHA-256 (or the given one) first. Raises BackboneError.
     """
     if name == E5_NAME:
         # The specification alone: importing the package would load its compiled part, built for other Pythons.
@@ -108,13 +279,13 @@ def _e5_file(name: str) -> E5File | None:
         path = Path(next(iter(spec.submodule_search_locations))) / E5_FILE
         if not path.is_file():
             raise BackboneError(f"{path}: the package {E5_PACKAGE} lacks this file; reinstall it: {REINSTALL}")
-        return read_e5(path, f"reinstall the package: {REINSTALL}", sha256=E5_SHA256)
+        return read_e5(path, f"reinstall the package: {REINSTALL}", sha256=sha256 or E5_SHA256)
     if not name.endswith(".bin"):
         return None
     path = Path(name).expanduser()
     if not path.is_file():
         raise BackboneError(f"{name}: there is no such file; give the path of a 4-bit file or the name {E5_NAME}")
-    return read_e5(path, f"copy the file again, or use {E5_NAME} ({INSTALL})")
+    return read_e5(path, f"copy the file again, or use {E5_NAME} ({INSTALL})", sha256=sha256)
 
 
 def _bert_config(file: E5File, name: str) -> BertConfig:
@@ -139,9 +310,10 @@ def _e5_model(file: E5File, name: str, attn_implementation: str) -> BertModel:
     return model.eval()
 
 
-def _e5_tokenizer(file: E5File, name: str) -> PreTrainedTokenizerFast:
+def e5_tokenizer(file: E5File, name: str) -> PreTrainedTokenizerFast:
     """The file's tokenizer: unigram pieces, XLM-R's special tokens and templates, character offsets."""
-    tokenizer = Tokenizer(models.Unigram(file.pieces, unk_id=SPECIALS["<unk>"], byte_fallback=False))
+    # The pieces come last: the wrapper copies what it is given, and copying 250,000 pieces takes half a second.
+    tokenizer = Tokenizer(models.Unigram(file.pieces[: len(SPECIALS)], unk_id=SPECIALS["<unk>"], byte_fallback=False))
     tokenizer.normalizer = build_normalizer(file.charmap)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(replacement=SPACE_MARK, prepend_scheme="always")
@@ -151,16 +323,17 @@ def _e5_tokenizer(file: E5File, name: str) -> PreTrainedTokenizerFast:
         special_tokens=[("<s>", SPECIALS["<s>"]), ("</s>", SPECIALS["</s>"])],
     )
     special = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
-    has_mask = any(piece == MASK for piece, _ in file.pieces)
     result = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **special,
         unk_token="<unk>",
-        mask_token=AddedToken(MASK, lstrip=True, special=True) if has_mask else None,
         model_max_length=min(MAX_LENGTH, file.config["max_position_embeddings"]),
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
+    result.backend_tokenizer.model = models.Unigram(file.pieces, unk_id=SPECIALS["<unk>"], byte_fallback=False)
+    if any(piece == MASK for piece, _ in reversed(file.pieces)):  # it is the last one of the real file
+        result.add_special_tokens({"mask_token": AddedToken(MASK, lstrip=True, special=True)})
     result.name_or_path = name
     return result
 

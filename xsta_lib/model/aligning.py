@@ -19,9 +19,7 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
     return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
-def sentence_alignment(
-    source: Tensor, target: Tensor, passages: Tensor | None, temperature: float = 0.05
-) -> Tensor:
+def sentence_alignment(source: Tensor, target: Tensor, passages: Tensor | None, temperature: float = 0.05) -> Tensor:
     """L_align_S: InfoNCE with cosine similarity; the anchor is the source, its translation the positive.
 
     Negatives are the other passages' translations in the whole batch; rows of the same passage (another question about

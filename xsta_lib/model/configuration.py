@@ -1,5 +1,6 @@
 """The configuration of X-STA: the paper's choices as defaults, the release's and the ablations by name."""
 
+import math
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -144,8 +145,8 @@ class XStaConfig(PreTrainedConfig):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} to {high}")
         layers = getattr(self.encoder, "num_hidden_layers", None)
-        if self.sharing != "none" and layers is not None and not 1 <= self.sharing_layer <= layers:
-            raise ValueError(f"sharing_layer is {self.sharing_layer}; allowed: 1 to {layers}")
+        if self.sharing != "none" and not 1 <= self.sharing_layer <= (layers or math.inf):
+            raise ValueError(f"sharing_layer is {self.sharing_layer}; allowed: 1 to {layers or 'the last layer'}")
         self._check_combinations()
         rest = [language for language in self.languages or [] if language != self.source_language]
         self.languages = [self.source_language, *dict.fromkeys(rest)]

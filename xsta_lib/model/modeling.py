@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedMo
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from ..encoders.backbones import empty_encoder, keep_weights, load_backbone, set_dropout
+from ..encoders.backbones import empty_encoder, keep_weights, load_backbone, load_span_head, set_dropout
 from .aligning import mean_pool, row_mean, sentence_alignment, token_alignment, token_alignment_release
 from .configuration import XStaConfig
 from .sharing import SharingContext, find_self_attention, install_sharing
@@ -352,7 +352,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
         languages: list[str] | None = None,
         dropout: float | None = None,
     ) -> tuple["XStaForQuestionAnswering", PreTrainedTokenizerBase]:
-        """A model on a pretrained encoder, and its tokenizer.
+        """A model on a pretrained encoder, and its tokenizer; of a question-answering checkpoint the span head is kept.
 
         Args:
             name: see :func:`xsta_lib.encoders.backbones.load_backbone`.
@@ -372,6 +372,8 @@ class XStaForQuestionAnswering(PreTrainedModel):
         attention = encoder.config._attn_implementation
         model = cls(type(config)(**{**values, "encoder": encoder.config}), encoder)
         encoder.set_attn_implementation(attention)  # a composite configuration forgets its part's choice
+        if (head := load_span_head(name)) is not None:
+            model.qa_outputs.load_state_dict(head.state_dict())
         return model, tokenizer
 
     def _init_weights(self, module: nn.Module) -> None:

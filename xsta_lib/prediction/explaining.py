@@ -14,9 +14,10 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from ..data.squad import Question
+from ..data.windows import pair_windows
 from ..model.aligning import mean_pool
 from ..model.teaching import masked_softmax
-from .predictor import Predictor, best_spans, context_mask, like_lengths
+from .predictor import READINGS, Predictor, Span, best_spans, context_mask, like_lengths
 
 SPACES = ("before normalisation", "after normalisation")
 OWN_MEANS = "own means taken out"
@@ -24,7 +25,7 @@ OWN_MEANS = "own means taken out"
 
 @dataclass(frozen=True)
 class Explanation:
-    """What led to one answer. N_T and N_S count the tokens of the target's and the source's first window.
+    """What led to one answer. N_T and N_S count the tokens of the target's window that holds it and of its source's.
 
     Attributes:
         target_tokens, source_tokens: the pieces that the other fields' positions stand for.
@@ -33,7 +34,10 @@ class Explanation:
         teacher_attention: (N_T, N_S), heads averaged; ``None`` without a teacher.
         target, teacher, calibrated: (N_T, 2) distributions over start and end; the teacher's may be ``None``.
         source: (N_S, 2) the source's own distribution, which the teacher carries over; ``None`` without a source.
-        answer, gold: the predicted text (of this window) and the first gold answer, if there is one.
+        answer, gold: the predicted text and the first gold answer, if there is one.
+        first_token: the position of the answer's first token in the target.
+        readings: the best span by the ``calibrated``, the ``target``'s own and the ``teacher``'s distribution; the
+            target's alone without a source.
     """
 
     target_tokens: list[str]
@@ -48,6 +52,29 @@ class Explanation:
     source: np.ndarray | None
     answer: str
     gold: str
+    first_token: int
+    readings: dict[str, Span]
+
+    def looked_at(self, count: int = 5) -> pd.Series:
+        """The source's pieces that the teacher looked at most from the answer's first token, with their weights.
+
+        Raises:
+            ValueError: there was no source, or the model has no teacher.
+        """
+        if self.teacher_attention is None:
+            raise ValueError("nothing was taught: explain() needs the English question, and a model with a teacher")
+        weights = self.teacher_attention[self.first_token]
+        places = np.argsort(-weights, kind="stable")[:count]
+        return pd.Series(weights[places], index=[piece_text(self.source_tokens[i]) for i in places], name="weight")
+
+    def moved(self) -> pd.DataFrame:
+        """The answer and its score under each reading: how calibration moved it from the target's own."""
+        return pd.DataFrame([(s.text, s.score) for s in self.readings.values()], [*self.readings], ["answer", "score"])
+
+    def _repr_html_(self) -> str:
+        """Both of the above, for a notebook."""
+        taught = "" if self.teacher_attention is None else self.looked_at().to_frame().T.to_html(float_format="%.3f")
+        return self.moved().to_html(float_format="%.3f") + taught
 
 
 def explain(predictor: Predictor, question: Question, language: str, source: Question | None = None) -> Explanation:
@@ -55,40 +82,51 @@ def explain(predictor: Predictor, question: Question, language: str, source: Que
 
     Args:
         predictor: with the model and its tokenizer.
-        question: in the target language; its first window is explained.
+        question: in the target language; of a long context the window that holds the answer is explained.
         language: the target language.
         source: the same question in the source language.
     """
     model, tokenizer = predictor.model, predictor.tokenizer
-    target = predictor.windows([question])
-    sides = [target] if source is None else [target, predictor.windows([source])]
-    inputs = [predictor.inputs(windows, [0]) for windows in sides]
+    source = source and replace(source, id=question.id)  # ids tell what belongs together
+    found = predictor.predict({language: [question]}, None if source is None else [source], readings=READINGS)
+    answers = {name: by_language[language][question.id] for name, by_language in found.items()}
+    at = answers["calibrated"].window
+    target, places = predictor.windows([question]), [at]
+    sides = [target]
+    if source is not None:
+        sides.append(predictor.windows([source]))
+        places.append(int(pair_windows(target, sides[1], by_answer=False)[at]))
+    inputs = [predictor.inputs(windows, [place]) for windows, place in zip(sides, places, strict=True)]
     with predictor.passes():
         encoded = model.encode(**inputs[1]) if source else None
         output = model(**inputs[0], language=language, source=encoded, explain=True)
         p_source = masked_softmax(encoded.logits, encoded.mask) if source else None
-    allowed = context_mask(target, [0], output.target.shape[1]).to(output.target.device)
-    start, end, _ = best_spans(output.calibrated, allowed)
-    n_target, n_source = int(sides[0].length[0]), int(sides[-1].length[0]) if source else 0
+    allowed = context_mask(target, [at], output.target.shape[1]).to(output.target.device)
+    start = int(best_spans(output.calibrated, allowed)[0])
+    n_target = int(target.length[at])
+    n_source = int(sides[1].length[places[1]]) if source else 0
 
     def take(value: Tensor | None, *axes: slice) -> np.ndarray | None:
         return None if value is None else value[0][axes].float().cpu().numpy()
 
     both = slice(n_target), slice(n_source)
-    tokens = [tokenizer.convert_ids_to_tokens(windows.input_ids[0].tolist()) for windows in sides]
+    ids = [windows.input_ids[place].tolist() for windows, place in zip(sides, places, strict=True)]
+    tokens = [tokenizer.convert_ids_to_tokens(part) for part in ids]
     return Explanation(
         tokens[0],
         tokens[1] if source else [],
-        int(sides[0].context_start[0]),
-        int(sides[-1].context_start[0]) if source else 0,
+        int(target.context_start[at]),
+        int(sides[1].context_start[places[1]]) if source else 0,
         take(output.cross_attention, slice(None), *both),
         take(output.teacher_attention, *both),
         take(output.target, both[0]),
         take(output.teacher, both[0]),
         take(output.calibrated, both[0]),
         take(p_source, both[1]),
-        target.text(0, int(start), int(end)),
+        answers["calibrated"].text,
         question.answers[0].text if question.answers else "",
+        start,
+        {name: Span(*answer[:4]) for name, answer in answers.items() if source or name == "target"},
     )
 
 

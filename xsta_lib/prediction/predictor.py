@@ -1,7 +1,10 @@
 """Logits to answer texts: the predictor behind evaluation, the command line and the notebooks."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +26,38 @@ READINGS = ("calibrated", "target", "teacher")
 N_BEST, MAX_ANSWER_TOKENS = 20, 30
 
 
-class Prediction(NamedTuple):
-    """A predicted answer: its text, and its score ``p_start * p_end``, 0 to 1."""
+class Span(NamedTuple):
+    """A piece of a context: its text, its score ``p_start * p_end`` (0 to 1), and the characters it begins and ends at.
+
+    Where there is none the text is empty, the score 0 and both places are -1.
+    """
 
     text: str
     score: float
+    start: int
+    end: int
+
+
+NO_SPAN = Span("", 0.0, -1, -1)
+
+
+class Prediction(NamedTuple):
+    """A predicted answer: the first four fields are those of its :class:`Span`.
+
+    Attributes:
+        alternatives: the best spans that do not overlap, best first, the answer's own among them; as many as asked for.
+        none_score: ``p_start * p_end`` of the pair ([CLS], [CLS]), the smallest of the question's windows: the score of
+            "no answer here". ``None`` where the encoder's windows have no [CLS].
+        window: which of the question's windows holds the answer.
+    """
+
+    text: str
+    score: float
+    start: int = -1
+    end: int = -1
+    alternatives: tuple[Span, ...] = ()
+    none_score: float | None = None
+    window: int = 0
 
 
 # Predictions by reading, language and question id: the one nesting from here to the tables.
@@ -35,29 +65,48 @@ Predictions = dict[str, dict[str, dict[str, Prediction]]]
 
 
 def best_spans(
-    p: Tensor, allowed: Tensor, n_best: int = N_BEST, max_tokens: int = MAX_ANSWER_TOKENS
+    p: Tensor, allowed: Tensor, n_best: int = N_BEST, max_tokens: int = MAX_ANSWER_TOKENS, count: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best span of each row.
+    """The best spans of each row that do not overlap, best first.
+
+    A row without a valid pair among its ``n_best`` starts and ends is searched whole.
 
     Args:
         p: (B, N, 2) start and end probabilities.
         allowed: (B, N) true on context tokens; no other token can start or end an answer.
         n_best, max_tokens: limits of the search.
+        count: how many spans.
 
     Returns:
-        ``(start, end, score)``, (B,) each; the score is ``p_start * p_end``.
+        ``(start, end, score)``, (B, count) each; the score is ``p_start * p_end``, -1 where there is no further span.
     """
     p = p.masked_fill(~allowed[..., None], -1.0)
     n = min(n_best, p.shape[1])
     p_start, starts = p[..., 0].topk(n, dim=1)
     p_end, ends = p[..., 1].topk(n, dim=1)
-    length = ends[:, None, :] - starts[:, :, None] + 1
+    starts, ends = starts[:, :, None], ends[:, None, :]
+    length = ends - starts + 1
     valid = (length >= 1) & (length <= max_tokens) & (p_start[:, :, None] >= 0) & (p_end[:, None, :] >= 0)
-    scores = (p_start[:, :, None] * p_end[:, None, :]).masked_fill(~valid, -1.0).flatten(1)
-    score, index = scores.max(1)
-    start = starts.gather(1, (index // n)[:, None])[:, 0]
-    end = ends.gather(1, (index % n)[:, None])[:, 0]
+    scores = (p_start[:, :, None] * p_end[:, None, :]).masked_fill(~valid, -1.0)
+    found = []
+    for _ in range(count):
+        score, index = scores.flatten(1).max(1)
+        start = starts[:, :, 0].gather(1, (index // n)[:, None])
+        end = ends[:, 0].gather(1, (index % n)[:, None])
+        found.append(torch.stack([start[:, 0], end[:, 0]], 1)), found.append(score)
+        apart = (starts > end[..., None]) | (ends < start[..., None])
+        scores = scores.masked_fill(~apart, -1.0)
+    spans, score = torch.stack(found[::2], 1), torch.stack(found[1::2], 1)
+    start, end = spans.unbind(-1)
+    lost = (score[:, 0] < 0) & allowed.any(1)
+    if n < p.shape[1] and lost.any():
+        start[lost], end[lost], score[lost] = best_spans(p[lost], allowed[lost], p.shape[1], max_tokens, count)
     return start, end, score
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to see: white space, control and zero-width characters only."""
+    return all(unicodedata.category(character)[0] in "ZC" for character in text)
 
 
 def context_mask(windows: Windows, indices: Sequence[int], length: int) -> Tensor:
@@ -76,11 +125,30 @@ def like_lengths(windows: Windows, indices: np.ndarray, size: int) -> Iterator[n
         yield order[low : low + size]
 
 
+def span_of(windows: Windows, index: int, first: int, last: int, score: float) -> Span:
+    """The span from one token position of a window to another (included), without white space around it."""
+    offset = windows.context_start[index]
+    start, end = int(windows.char_starts[index][first - offset]), int(windows.char_ends[index][last - offset])
+    text = windows.contexts[windows.row[index]][start:end]
+    start += len(text) - len(text.lstrip())
+    return Span(text.strip(), score, start, start + len(text.strip()))
+
+
+def apart(spans: Sequence[Span], count: int) -> tuple[Span, ...]:
+    """The best ``count`` spans of a context that do not overlap, best first; of equal ones the earlier in the list."""
+    kept: list[Span] = []
+    for span in sorted(spans, key=lambda span: -span.score):
+        if len(kept) < count and all(span.end <= other.start or span.start >= other.end for other in kept):
+            kept.append(span)
+    return tuple(kept)
+
+
 class Predictor:
     """Answers questions of several languages, computing every source window once.
 
     Args:
-        model: a trained model, on its device.
+        model: a trained model, on its device; or another extractive reader in the form of
+            :class:`~xsta_lib.prediction.plain.PlainReader`.
         tokenizer: its tokenizer.
         batch_size: windows a batch.
         spec: window lengths.
@@ -88,6 +156,7 @@ class Predictor:
         autocast: run the encoder in bfloat16.
         chunk: how many source questions' states are held in memory at a time.
         multiple: lengths are rounded up to a multiple of it.
+        alternatives: how many spans a prediction keeps in ``alternatives``.
     """
 
     def __init__(
@@ -100,10 +169,20 @@ class Predictor:
         autocast: bool = False,
         chunk: int = 256,
         multiple: int = 8,
+        alternatives: int = 1,
     ):
         self.model, self.tokenizer = model, tokenizer
         self.batch_size, self.spec = batch_size, spec or WindowSpec()
         self.cache, self.autocast, self.chunk, self.multiple = cache, autocast, chunk, multiple
+        self.alternatives = alternatives
+
+    @cached_property
+    def cls_type(self) -> int:
+        """The token type of [CLS]: 0, but 2 in XLNet, where it stands at the end."""
+        if "token_type_ids" not in self.tokenizer.model_input_names or self.tokenizer.cls_token_id is None:
+            return 0
+        pair = self.tokenizer("a", "a")
+        return dict(zip(pair["input_ids"], pair["token_type_ids"], strict=True)).get(self.tokenizer.cls_token_id, 0)
 
     def windows(self, questions: Sequence[Question]) -> Windows:
         """Token windows of some questions."""
@@ -117,7 +196,8 @@ class Predictor:
         """
         was_training = self.model.training
         autocast = torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)
-        with torch.inference_mode(), autocast, tuned(self.model, self.autocast):
+        ours = isinstance(self.model, XStaForQuestionAnswering)
+        with torch.inference_mode(), autocast, tuned(self.model, self.autocast) if ours else nullcontext():
             self.model.eval()
             try:
                 yield
@@ -139,7 +219,14 @@ class Predictor:
                 question without its source is answered by the target alone too.
             progress: show a bar over windows.
             readings: which distributions to decode; without a teacher all are the target's own.
+
+        Raises:
+            ValueError: two questions of one language, or of the source, have the same id.
         """
+        for language, questions in (*targets.items(), ("the source", source or ())):
+            (key, times), *_ = Counter(question.id for question in questions).most_common(1) or [("", 0)]
+            if times > 1:
+                raise ValueError(f"{language}: {times} questions have the id {key!r}; give each its own")
         source_language = self.model.config.source_language
         windows = {language: self.windows(questions) for language, questions in targets.items()}
         use_source = source is not None and self.model.config.reads_pairs
@@ -210,7 +297,9 @@ class Predictor:
 
     def inputs(self, windows: Windows, indices: Sequence[int]) -> dict[str, Tensor]:
         """The model's arguments for some windows, on its device."""
-        batch = collate_windows(windows, indices, self.tokenizer.pad_token_id, self.multiple)
+        batch = collate_windows(windows, indices, self.tokenizer.pad_token_id or 0, self.multiple)
+        if self.cls_type:
+            batch["token_type_ids"][batch["input_ids"] == self.tokenizer.cls_token_id] = self.cls_type
         names = ("input_ids", "attention_mask", "token_type_ids")
         return {name: batch[name].to(self.model.device) for name in names if name in batch}
 
@@ -219,13 +308,62 @@ class Predictor:
     ) -> None:
         """Keep each question's best answer so far, of this batch's windows and the earlier ones."""
         allowed = context_mask(windows, batch, output.target.shape[1]).to(output.target.device)
+        none_at = self._none_positions(windows, batch)
+        n_best = N_BEST if isinstance(self.model, XStaForQuestionAnswering) else allowed.shape[1]  # the exact best
         for reading, by_language in found.items():
             p, known = getattr(output, reading), by_language[language]
-            start, end, score = best_spans(output.target if p is None else p, allowed)
-            for index, first, last, value in zip(batch, start.tolist(), end.tolist(), score.tolist(), strict=True):
-                key = windows.id_of(index)
-                if key not in known or value > known[key].score:
-                    known[key] = Prediction(windows.text(index, first, last) if value >= 0 else "", value)
+            p = self._over_choices(output.target if p is None else p, allowed, none_at)
+            starts, ends, scores = (value.tolist() for value in best_spans(p, allowed, n_best, count=self.alternatives))
+            none = None if none_at is None else p[range(len(batch)), none_at].prod(-1).tolist()
+            for row, index in enumerate(batch):
+                spans = zip(starts[row], ends[row], scores[row], strict=True)
+                spans = [span_of(windows, index, *span) for span in spans if span[2] >= 0]
+                if any(is_blank(span.text) for span in spans):
+                    spans = self._visible_spans(windows, index, p[row], allowed[row])
+                spans = apart(spans, self.alternatives)  # tokens that do not overlap may still share a character
+                best, key = spans[0] if spans else NO_SPAN, windows.id_of(index)
+                new = Prediction(*best, spans, none and none[row], int(windows.window[index]))
+                known[key] = merge(known[key], new, self.alternatives) if key in known else new
+
+    def _over_choices(self, p: Tensor, allowed: Tensor, none_at: list[int] | None) -> Tensor:
+        """The distributions (B, N, 2) that answers are read from.
+
+        X-STA's are its own. Those of any other reader are taken over the tokens that can be an answer, [CLS] among
+        them, as the question-answering pipeline of transformers 4 did: then scores of windows compare as they did.
+        """
+        if isinstance(self.model, XStaForQuestionAnswering):
+            return p
+        choices = allowed.clone()
+        if none_at is not None:
+            choices[range(len(choices)), none_at] = True
+        p = p * choices[..., None]
+        return p / p.sum(1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
+
+    def _none_positions(self, windows: Windows, batch: Sequence[int]) -> list[int] | None:
+        """Where [CLS] stands in some windows, at their beginning or end; ``None`` where the tokenizer has none."""
+        cls = self.tokenizer.cls_token_id
+        ids = windows.input_ids[batch[0]]
+        if cls is None or cls not in (ids[0], ids[-1]):
+            return None
+        return [0 if ids[0] == cls else int(windows.length[index]) - 1 for index in batch]
+
+    def _visible_spans(self, windows: Windows, index: int, p: Tensor, allowed: Tensor) -> list[Span]:
+        """The best spans of one window that begin and end at a token with something to see."""
+        first, context = windows.context_start[index], windows.contexts[windows.row[index]]
+        chars = zip(windows.char_starts[index], windows.char_ends[index], strict=True)
+        seen = [place for place, (start, end) in enumerate(chars, first) if not is_blank(context[start:end])]
+        visible = torch.zeros_like(allowed)
+        visible[seen] = True
+        found = best_spans(p[None], (allowed & visible)[None], count=self.alternatives)
+        spans = zip(*(value[0].tolist() for value in found), strict=True)
+        return [span_of(windows, index, *span) for span in spans if span[2] >= 0]
+
+
+def merge(known: Prediction, new: Prediction, count: int) -> Prediction:
+    """One question's prediction out of those of different windows; of equal scores the first stays."""
+    best = new if (new.text != "", new.score) > (known.text != "", known.score) else known
+    none = known.none_score if new.none_score is None else min(known.none_score, new.none_score)
+    return best._replace(alternatives=apart([*known.alternatives, *new.alternatives], count), none_score=none)
 
 
 def stack(rows: Sequence[Encoded]) -> Encoded:
