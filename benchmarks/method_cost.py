@@ -52,7 +52,7 @@ def pair_batch(tokenizer, rows: int, language: str = "de") -> dict:
 
 def alone(inputs: dict) -> dict:
     """One side of a pair, to be read without the other."""
-    return {name: value for name, value in inputs.items() if name not in ("source", "question_ids")}
+    return {name: value for name, value in inputs.items() if name not in ("source", "passages")}
 
 
 class Bench:

@@ -259,7 +259,7 @@ def measure_paper_size(device: str, config: dict, rows: int, length: int, steps:
             "start_positions": torch.full((rows,), length // 2, device=device),
             "end_positions": torch.full((rows,), length // 2 + 1, device=device),
         }
-        inputs = {**side, "language": "de", "source": side, "question_ids": torch.arange(rows, device=device)}
+        inputs = {**side, "language": "de", "source": side, "passages": torch.arange(rows, device=device)}
 
         def step(model=passes, optimizer=optimizer, inputs=inputs) -> None:
             with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=has_bf16(device)):

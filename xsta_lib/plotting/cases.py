@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..data.squad import Question
+from ..data.squad import Answer, Question
 from ..experiments.inspection import Case
 from .style import BLUE, DPI, GREEN, YELLOW, use_fonts
 
@@ -47,7 +47,7 @@ def highlight(question: Question, predicted: str, language: str, score: float | 
         language: sets the writing direction.
         score: the prediction's probability, 0 to 1.
     """
-    gold = question.answers[0]
+    gold = question.answers[0] if question.answers else Answer("", 0)  # not every gold text is a span
     spans = {f"border-bottom:3px solid {GREEN}": (gold.start, gold.end)}
     if span := locate(question.context, predicted, gold.start):
         spans[f"background:{YELLOW}"] = span

@@ -22,8 +22,8 @@ from ..experiments.tables import (
     FULL,
     SYSTEMS,
     average_with_interval,
+    compared_systems,
     file_label,
-    four_systems,
     metrics_frame,
     protocol_label,
     seed_frame,
@@ -34,9 +34,26 @@ from ..experiments.tables import (
 )
 from .cases import case_picture
 from .lessons import attention_heatmaps, tsne_scatter
-from .style import BESIDE, BLUE, MARKERS, PALETTE, SIX, VERMILION, grouped_bars, legend, panels, save
+from .style import (
+    BESIDE,
+    BLUE,
+    GREEN,
+    GREY,
+    MARKERS,
+    ORANGE,
+    PALETTE,
+    PINK,
+    SKY,
+    VERMILION,
+    YELLOW,
+    grouped_bars,
+    legend,
+    panels,
+    save,
+)
 
-COLOURS = dict(zip(SYSTEMS, SIX, strict=True))
+SHADES = (GREY, BLUE, "#332288", GREEN, ORANGE, PINK, YELLOW, "#882255", SKY, VERMILION)  # the plainest grey
+COLOURS = dict(zip(SYSTEMS, SHADES, strict=True))
 
 
 def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
@@ -44,7 +61,7 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
 
     ``frame`` is a :func:`~xsta_lib.experiments.tables.metrics_frame`; ablations and switches are left out.
     """
-    part = four_systems(frame[frame["dataset"] == dataset])
+    part = compared_systems(frame[frame["dataset"] == dataset])
     colours = {name: COLOURS[name] for name in systems(part)}
     averages = {name: average_with_interval(part[part["system"] == name], dataset) for name in colours}
     rows = [(name, "average", value) for name, (value, _, _) in averages.items()]
@@ -63,7 +80,7 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
 
 def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") -> Figure:
     """Figure 3: F1 on the source language against the mean over the target languages, by method; means over seeds."""
-    part = four_systems(frame[frame["dataset"] == dataset])
+    part = compared_systems(frame[frame["dataset"] == dataset])
     colours = {name: COLOURS[name] for name in systems(part)}
     names = [f"source ({source})", "mean of targets"]
     sides = pd.Categorical(np.where(part["language"] == source, *names), names)
@@ -73,6 +90,21 @@ def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") ->
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
     axes.set(ylabel="F1 (%)", title=f"Source and targets: {dataset} (protocol {part['protocol'].iloc[0]})")
     legend(axes, **BESIDE)
+    return figure
+
+
+def reading_bars(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
+    """F1 by language of one reader, a colour a source: with its English beside, and alone."""
+    rows = [
+        {"English beside": source, "language": language, "f1": values["f1"]}
+        for source, by_language in metrics.items()
+        for language, values in by_language.items()
+    ]
+    frame = pd.DataFrame(rows)
+    figure, (axes,) = panels(max(5, 0.6 * frame["language"].nunique() + 2), 3)
+    grouped_bars(axes, frame, "language", "f1", "English beside", dict(zip(metrics, PALETTE, strict=False)))
+    axes.set(ylabel="F1 (%)", title=title, ylim=(0, 100))
+    legend(axes, title="English beside", **BESIDE)
     return figure
 
 
@@ -132,7 +164,8 @@ def answer_positions(source: Sequence[Question], targets: Mapping[str, Sequence[
     """Where the middle of each answer lies in its context, 0 to 1: rows ``language, id, source, target``."""
 
     def middles(questions: Sequence[Question]) -> pd.Series:
-        return pd.Series({q.id: (q.answers[0].start + q.answers[0].end) / 2 / len(q.context) for q in questions})
+        first = ((q, q.answers[0]) for q in questions if q.answers)  # not every gold text is a span
+        return pd.Series({q.id: (answer.start + answer.end) / 2 / len(q.context) for q, answer in first})
 
     sides = {name: pd.DataFrame({"source": middles(source), "target": middles(of)}) for name, of in targets.items()}
     return pd.concat(sides, names=["language", "id"]).dropna().reset_index()
@@ -178,7 +211,7 @@ def _result_figures(results: Sequence[dict], label: str) -> dict[str, Figure]:
     frame = metrics_frame(results)
     dataset = frame["dataset"].iloc[0]
     figures = {}
-    if len(four_systems(frame)):
+    if len(compared_systems(frame)):
         figures = {"figure3": source_target_bars(frame, dataset), "languages": language_bars(frame, dataset)}
     for name, switch, curve in (("figure7", "gamma", gamma_curve), ("figure8", "sharing_layer", layer_curve)):
         values = sweep_frame(results, switch)

@@ -1,16 +1,16 @@
 """What all pictures share: fonts for every script of the data sets, colours, markers, axes, saving.
 
-Matplotlib takes a character from the first font of a list that has it. Colours are Okabe and Ito's, told apart by
-colour-blind readers; four of Paul Tol's follow, for XQuAD's 11 languages.
+Colours are Okabe and Ito's, told apart by colour-blind readers; four of Paul Tol's follow, for XQuAD's 11 languages.
 """
 
-import warnings
 from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import fontpkg
 import matplotlib
+import noto_cjk_sans_jp_regular
 import pandas as pd
 import seaborn
 from matplotlib import font_manager
@@ -20,58 +20,36 @@ from matplotlib.figure import Figure
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PINK, YELLOW, GREY = "#56B4E9", "#CC79A7", "#F0E442", "#999999"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, PINK, "#000000", YELLOW, GREY, "#882255", "#44AA99", "#332288")
-SIX = (GREY, BLUE, ORANGE, PINK, SKY, VERMILION)  # systems that are compared, the plainest grey
 MARKERS = "osD^vP*X<>ph"  # one a colour
 DPI = 150  # what figures are saved with
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # a legend to the right of its axes
 
-# A script: a character that stands for it, and fonts of Linux, macOS and Windows that have it. A font of its own comes
-# before the general one that Matplotlib brings, whose Arabic is bare.
-SCRIPTS = {
-    "Arabic": ("ع", ("Noto Sans Arabic", "Noto Naskh Arabic", "Geeza Pro", "Segoe UI", "Arial")),
-    "Bengali": ("ব", ("Noto Sans Bengali", "Bangla Sangam MN", "Nirmala UI")),
-    "Devanagari": ("ह", ("Noto Sans Devanagari", "Kohinoor Devanagari", "Nirmala UI", "Mangal")),
-    "Han": ("中", ("Noto Sans CJK SC", "Noto Sans SC", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK JP", "SimHei")),
-    "Hangul": ("한", ("Noto Sans CJK KR", "Noto Sans KR", "Apple SD Gothic Neo", "Malgun Gothic", "Noto Sans CJK JP")),
-    "Telugu": ("త", ("Noto Sans Telugu", "Kohinoor Telugu", "Nirmala UI")),
-    "Thai": ("ท", ("Noto Sans Thai", "Thonburi", "Leelawadee UI")),
-}
+# Matplotlib takes a character from the first font of the list that has it. Its own (Latin, Greek, Cyrillic, Arabic) is
+# first, then those that are installed beside the library, all under the SIL Open Font License: pictures look alike on
+# every machine. Hind Siliguri is for Bengali; Noto Sans CJK JP has Hangul and all Han characters, Chinese forms too.
 GENERAL = "DejaVu Sans"
-REMEDY = "apt-get install fonts-noto-core fonts-noto-cjk (Debian, Ubuntu) or install the Noto fonts of your system"
-
-
-def _has(family: str, character: str) -> bool:
-    try:
-        path = font_manager.findfont(font_manager.FontProperties(family=family), fallback_to_default=False)
-    except ValueError:
-        return False
-    return ord(character) in font_manager.get_font(path).get_charmap()
+PACKAGED = ("Noto Sans Devanagari", "Noto Sans Telugu", "Noto Sans Thai", "Hind Siliguri")
+WIDE = "Noto Sans CJK JP"
 
 
 @cache
-def script_fonts() -> dict[str, str | None]:
-    """By script, the first installed font that has it; ``None`` where there is none."""
-    known = {entry.fname for entry in font_manager.fontManager.ttflist}  # may be older than the fonts
-    for path in set(font_manager.findSystemFonts()) - known:
-        with suppress(RuntimeError):  # a font that FreeType cannot read
-            font_manager.fontManager.addfont(path)
-    return {
-        script: next((family for family in families if _has(family, sample)), None)
-        for script, (sample, families) in SCRIPTS.items()
-    }
+def _add_fonts() -> None:
+    """Make the packaged fonts known to Matplotlib, before the system's of the same name, once a process.
 
-
-def use_fonts() -> list[str]:
-    """Make Matplotlib draw all scripts that the machine has fonts for.
-
-    Returns those without a font; a warning names them and what to install.
+    Bold text takes the same letters: one file a script is enough, and Matplotlib would log a warning for each word.
     """
-    found = script_fonts()
-    matplotlib.rcParams["font.family"] = list(dict.fromkeys([GENERAL, *filter(None, found.values())]))
-    missing = [script for script, font in found.items() if font is None]
-    if missing:
-        warnings.warn(f"no font for {', '.join(missing)}: their characters show as boxes; {REMEDY}", stacklevel=2)
-    return missing
+    manager = font_manager.fontManager
+    for path in (*map(fontpkg.path, PACKAGED), noto_cjk_sans_jp_regular.FONT_PATH):
+        manager.addfont(str(path))
+        entry = manager.ttflist.pop()
+        manager.ttflist[:0] = [replace(entry, weight=weight) for weight in (400, 700)]
+
+
+def use_fonts() -> None:
+    """Let Matplotlib draw every script of XQuAD, MLQA and TyDiQA with the fonts that come with the library."""
+    _add_fonts()
+    matplotlib.rcParams["font.family"] = [GENERAL, *PACKAGED, WIDE]
+    matplotlib.rcParams["text.language"] = "zh-Hans"  # the forms of Han characters; no other script has any
 
 
 def panels(width: float, height: float, columns: int = 1, **options: object) -> tuple[Figure, list[Axes]]:
