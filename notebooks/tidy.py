@@ -4,24 +4,17 @@ python notebooks/tidy.py notebooks/*.ipynb
 """
 
 import sys
-from hashlib import sha256
 
 import nbformat
 
-from xsta_lib.experiments.experiment import experiment
-from xsta_lib.experiments.run import run_folder
-
 BAR = "application/vnd.jupyter.widget-view+json"
-MODEL = run_folder(experiment("demo", "x-sta")) / "model" / "model.safetensors"
 
 
 def tidy(path: str) -> None:
-    """Rewrite one notebook without widgets, execution times and papermill's notes; the demo's model is named."""
+    """Rewrite one notebook without widgets, execution times and papermill's notes."""
     notebook = nbformat.read(path, as_version=4)
-    for name in ("widgets", "papermill"):
+    for name in ("widgets", "papermill", "xsta"):
         notebook.metadata.pop(name, None)
-    if MODEL.exists():
-        notebook.metadata["xsta"] = {"model": sha256(MODEL.read_bytes()).hexdigest()}
     for cell in notebook.cells:
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)

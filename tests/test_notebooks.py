@@ -1,7 +1,7 @@
 """Notebooks 00 and 02 run again and say what they said.
 
-Their smallest size is trained anew in a copy of the project and compared with the kept outputs of such a run. Where the
-model is at hand that the committed notebooks were executed with, they are compared whole.
+Their smallest size runs in a copy of the project, with the reader in the box, and is compared with the kept outputs of
+such a run.
 
 ``python tests/test_notebooks.py`` keeps the small outputs anew (``make notebooks`` does it).
 """
@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from hashlib import sha256
 from pathlib import Path
 
 import nbformat
@@ -20,11 +19,10 @@ from project import BIN, ROOT, copy_project
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 from outputs import machine, outputs  # noqa: E402
-from tidy import MODEL  # noqa: E402
 
 FIXTURES = ROOT / "tests" / "fixtures" / "notebooks"
 NAMES = ("00_quickstart", "02_sharing_teaching_aligning")
-PARTS = ("notebooks", "data/demo", "data/paper", "results/demo")
+PARTS = ("notebooks", "data/demo", "data/paper", "results")
 SMALL = ("-p", "small", "True")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
@@ -66,19 +64,8 @@ def compare(found: list[list[dict]], kept: list[list[dict]], texts: bool = True)
 def test_the_smallest_size_says_what_it_said(copy, name):
     executed = execute(*copy, name, *SMALL)
     kept = json.loads((FIXTURES / f"{name}.json").read_text("utf-8"))
-    # so little training leaves distributions flat: other processors round to other answers
+    # other processors round to other answers now and then
     compare(outputs(executed), kept["outputs"], texts=kept["machine"] == machine())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_committed_notebook_says_what_its_model_says(name, tmp_path):
-    committed = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    if not MODEL.exists() or sha256(MODEL.read_bytes()).hexdigest() != committed.metadata.get("xsta", {}).get("model"):
-        pytest.skip("the model of the committed notebook is not on this machine")
-    environment = copy_project(tmp_path, *PARTS)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "demo").symlink_to(ROOT / "runs" / "demo")
-    compare(outputs(execute(tmp_path, environment, name)), outputs(committed))
 
 
 @pytest.mark.parametrize("name", ["04_results", "05_ablations", "06_parameters"])

@@ -10,8 +10,9 @@ import pytest
 from project import ROOT
 
 from xsta_lib.cli import main
+from xsta_lib.data.library import LazyLanguages
 from xsta_lib.data.protocols import load_protocol
-from xsta_lib.data.squad import Answer, LazyLanguages, Question, write_squad
+from xsta_lib.data.squad import Answer, Question, write_squad
 from xsta_lib.encoders.backbones import load_tokenizer
 from xsta_lib.experiments.experiment import METHODS, Experiment, experiment
 from xsta_lib.experiments.results import load_results, load_scores, write_result

@@ -56,7 +56,7 @@ def folder(tmp_path):
 def test_seeds_become_one_row_and_switches_stay_out(folder):
     frame = tables.metrics_frame(load_results("demo", folder))
     assert {"x-sta gamma=0.5", "x-sta w/o gdks", "x-sta share_source=True"} <= set(frame["system"])
-    four = tables.four_systems(frame)
+    four = tables.compared_systems(frame)
     heading, table = tables.results_block(four, "xquad")
     assert heading == "Measured, protocol demo"
     assert list(table.index) == ["zero-shot", "trans-train", "x-sta (target only)", "x-sta"]
@@ -212,7 +212,7 @@ def test_changed_settings_are_named_and_never_overwrite(folder, tmp_path):
         ("layers", "compact", 6),
         ("layers", "demo", 12),
         ("seeds", "compact", 18),
-        ("variants", "demo", 6),
+        ("variants", "demo", 13),
     ],
 )
 def test_grids_hold_each_experiment_once_and_the_papers_setting_plain(name, protocol, count):

@@ -13,20 +13,24 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerBase
 from xsta_lib.data.batches import Part, collate, rows_of
 from xsta_lib.data.windows import WindowSpec, build_windows, pair_windows
 from xsta_lib.encoders.backbones import load_tokenizer
-from xsta_lib.experiments.experiment import METHODS, Experiment
+from xsta_lib.experiments.experiment import ENGLISH_ONLY, METHODS, ROW_BY_ROW, Experiment
 from xsta_lib.experiments.run import training_parts
 from xsta_lib.training.trainer import Passes, Trainer, TrainingConfig
 
 TERMS = {
-    "zero-shot": set(),
-    "trans-train": set(),
+    **dict.fromkeys(("zero-shot", "calibrenet", "trans-train", "lakm", "lakm_mixmrc"), set()),
+    "aa-cl": {"contrast"},
     "pairs": {"source"},
     "x-mixup": {"source", "distance", "lambda"},
     "x-mixup_content": {"source", "distance", "lambda"},
     "x-sta": {"source", "teacher", "sentence", "token", "lambda", "teacher_mass", "uniform_gap"},
 }
-OWN = {"own_teacher", "own_sentence", "own_token", "own_teacher_mass", "own_uniform_gap"}  # S = T
+OWN = {  # of rows that are read alone: S = T, AA-CL's first stage
+    "x-sta": {"own_teacher", "own_sentence", "own_token", "own_teacher_mass", "own_uniform_gap"},
+    "aa-cl": {"margin"},
+}
 WATCHED = {
+    "aa-cl": {"share_contrast"},
     "x-mixup": {"share_distance", "content_mass"},
     "x-mixup_content": {"share_distance", "content_mass"},
     "x-sta": {"share_teacher", "share_sentence", "share_token", "content_mass"},
@@ -44,16 +48,16 @@ def test_each_method_trains(method: str, backbone: Path) -> None:
     settings = TrainingConfig(steps=24, batch_size=8, learning_rate=3e-3, log_every=1)
     trainer = Trainer(model, parts, settings, tokenizer.pad_token_id)
     pairs = sum(row.source >= 0 for row in trainer.rows)
-    expected = {"zero-shot": (16, 0), "trans-train": (32, 0)}.get(method, (32, 16))
+    expected = (16, 0) if method in ENGLISH_ONLY else (32, 0) if method in ROW_BY_ROW else (32, 16)
     assert (len(trainer.rows), pairs) == expected
     result = trainer.train(progress=False)
     log, sides = result.log, len(trainer.rows) + pairs
     assert result.sequences == 24 * 8 * sides // len(trainer.rows) and result.tokens > 8 * result.sequences
     always = {"step", "epoch", "seconds", "learning_rate", "grad_norm", "loss", "target"}
     watched = WATCHED.get(method, set())
-    assert {name for line in log for name in line if name in watched} == (watched if "source" in log[0] else set())
+    assert {name for line in log for name in line if name in watched} == (watched if {"source", "contrast"} & log[0].keys() else set())
     terms = {frozenset(line.keys() - always - watched) for line in log}
-    assert terms == {frozenset(TERMS[method]), frozenset(OWN if method == "x-sta" else ())}
+    assert terms == {frozenset(TERMS[method]), frozenset(OWN.get(method, ()))}
     assert all(math.isfinite(value) for line in log for value in line.values())
     losses = [line["target"] for line in log]
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])

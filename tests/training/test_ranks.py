@@ -107,7 +107,7 @@ def test_two_processes_give_the_weights_and_statistics_of_one(folders):
     moved = 0
     for name, value in one.items():
         if name == "qa_outputs.bias" or name.endswith(("key.bias", "layer.1.output.LayerNorm.bias")):
-            continue  # softmax and Rep-Norm take no notice of them: their gradients are rounding, which Adam makes large
+            continue  # softmax and Rep-Norm take no notice of them: Adam makes their gradients' rounding large
         assert torch.allclose(value.float(), two[name].float(), atol=1e-3), name
         moved += "running" in name
     assert moved == 2

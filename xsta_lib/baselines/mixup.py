@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForQuestionAnswering
 
 from ..model.aligning import mean_pool, row_entropy, row_mean
-from ..model.configuration import PLAIN, XStaConfig
 from ..model.modeling import Encoded, XStaForQuestionAnswering
 from ..model.sharing import SharingContext, attention_probabilities, find_self_attention, split_heads
+from .configuration import PlainConfig
 
 
 class MixupMixin:
@@ -92,7 +92,7 @@ def gold_probability(step: int, decay: float = 2000.0) -> float:
     return decay / (decay + math.exp(min(step / decay, 700.0)))
 
 
-class MixupConfig(XStaConfig):
+class MixupConfig(PlainConfig):
     """Configuration of :class:`MixupForQuestionAnswering`: a plain reader's, and X-MIXUP's two own numbers.
 
     Args:
@@ -102,12 +102,6 @@ class MixupConfig(XStaConfig):
 
     model_type = "x-mixup"
 
-    normalisation: str = PLAIN["normalisation"]
-    teacher: str = PLAIN["teacher"]
-    calibration: str = PLAIN["calibration"]
-    sharing: str = PLAIN["sharing"]
-    zeta: float = PLAIN["zeta"]
-    eta: float = PLAIN["eta"]
     lambda_0: float = 0.5
     distance: float = 1.0
 

@@ -7,22 +7,30 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
+from ..baselines.aacl import AaclConfig, AaclForQuestionAnswering
+from ..baselines.calibrenet import CalibreNetConfig, CalibreNetForQuestionAnswering
+from ..baselines.lakm import LakmConfig, LakmForQuestionAnswering
 from ..baselines.mixup import MixupConfig, MixupForQuestionAnswering
 from ..data.protocols import LOADERS, PARALLEL
 from ..model.configuration import ABLATIONS, XStaConfig
 from ..model.modeling import XStaForQuestionAnswering
-from ..training.trainer import TrainingConfig
+from ..training.trainer import ABOVE_0, TrainingConfig, check_numbers
 
 # The compared systems in the paper's order: the model's class, and what makes its configuration.
 METHODS = {
     "zero-shot": (XStaForQuestionAnswering, XStaConfig.plain),
+    "calibrenet": (CalibreNetForQuestionAnswering, CalibreNetConfig),
     "trans-train": (XStaForQuestionAnswering, XStaConfig.plain),
+    "lakm": (LakmForQuestionAnswering, LakmConfig),
+    "lakm_mixmrc": (LakmForQuestionAnswering, partial(LakmConfig, mix_mrc=True)),
+    "aa-cl": (AaclForQuestionAnswering, AaclConfig),
     "pairs": (XStaForQuestionAnswering, XStaConfig.plain),  # X-STA's batches and span losses, all its parts off
     "x-mixup": (MixupForQuestionAnswering, MixupConfig),
     "x-mixup_content": (MixupForQuestionAnswering, partial(MixupConfig, sharing_keys="content")),
     "x-sta": (XStaForQuestionAnswering, XStaConfig),
 }
-DEMO_METHODS = ("zero-shot", "trans-train", "x-sta")  # what `make demo` has time for
+ENGLISH_ONLY = ("zero-shot", "calibrenet")  # read no translations' answers
+ROW_BY_ROW = ("trans-train", "lakm", "lakm_mixmrc")  # read translations without their English
 
 # Optimisation of each protocol: every method of a comparison gets the same.
 SETTINGS = {
@@ -42,7 +50,8 @@ RECORDED = (
 LATER = {"accumulation": 1, "share_source": False, "steps": 0, "equal_tokens": False, "freeze_embeddings": False}
 LATER |= {"warmup": 0.1, "weight_decay": 1e-4, "max_grad_norm": 1.0}
 # ways to train that are compared as systems of one setting
-WAYS = ("share_source", "equal_tokens", "freeze_embeddings")
+WAYS = ("share_source", "equal_tokens")
+RANGES = {"epochs": (float, ABOVE_0, 10_000), "english_epochs": (float, 0, 10_000)}
 NO_SWITCHES = {"encoder", "languages", "source_language", "without"}  # data, backbone and ``without`` decide these
 
 
@@ -86,6 +95,7 @@ class Experiment:
             raise ValueError(f"method is {self.method!r}; allowed: {', '.join(METHODS)}")
         if (self.without or self.switches) and self.method != "x-sta":
             raise ValueError("without and switches belong to the method x-sta")
+        check_numbers(self, RANGES if self.dropout is None else RANGES | {"dropout": (float, 0, 0.99)})
         if self.equal_tokens and self.method != "trans-train":
             raise ValueError("equal_tokens belongs to the method trans-train: the others read pairs or English alone")
         if "sharing_dropout" in dict(self.switches) and self.dropout is not None:
@@ -194,24 +204,28 @@ def experiment(protocol: str, method: str, **changes) -> Experiment:
 
 SEEDS = (42, 43, 44)
 GAMMAS = (0.0, 0.01, 0.05, 0.1, 0.5)  # Figure 7
-LAYERS = tuple(range(1, 13))  # Figure 8; `compact` takes every second one, for time
-OTHER_FORMS = {  # switches of docs/method.md, section 6, that the paper does not compare
-    "sentence_states": "normalised",
-    "normalisation": "shared",
-    "teacher": "raw",
-    "teacher_gradient": False,
-}
+LAYERS = tuple(range(1, 13))  # Figure 8; on real data every second one, for time
+OTHER_FORMS = (  # switches of docs/method.md, section 6, and weights that the paper does not compare
+    {"source_rows": "span"},
+    {"zeta": 0.0, "eta": 0.0},
+    {"zeta": 0.5, "eta": 0.5},
+    {"sharing_keys": "content"},
+    {"token_alignment_gradient": False},
+    {"sentence_states": "normalised"},
+    {"normalisation": "shared"},
+    {"teacher": "raw"},
+    {"teacher_gradient": False},
+)
 
 
 def grid(name: str, protocol: str, **changes) -> list[Experiment]:
     """The experiments of a grid; the paper's own setting among them is the plain method, measured once for all.
 
     Args:
-        name: ``methods`` (the four systems), ``ablations`` (Table 4; "w/o ATGC inference" is a reading of the full
+        name: ``methods`` (the compared systems), ``ablations`` (Table 4; "w/o ATGC inference" is a reading of the full
             method and needs no run), ``gamma`` (Figure 7), ``layers`` (Figure 8), ``seeds`` (methods by seeds) or
-            ``variants`` (what the paper does not have: English read once for all languages of a question; sentence
-            vectors of normalised states; one set of statistics for all languages; the teacher's unnormalised form; no
-            gradient through the teacher's queries and keys).
+            ``variants`` (what the paper does not have: English read once for all languages of a question, frozen word
+            embeddings, trans-train with as many tokens as pairs have, and ``OTHER_FORMS``).
         protocol, changes: see :func:`experiment`; all of them share the changes, such as ``backbone="mbert"``.
 
     Raises:
@@ -226,9 +240,12 @@ def grid(name: str, protocol: str, **changes) -> list[Experiment]:
         "methods": [{"method": method} for method in METHODS],
         "ablations": [{}, *({"without": (part,)} for part in ABLATIONS if part != "atgc_inference")],
         "gamma": switched("gamma", GAMMAS),
-        "layers": switched("sharing_layer", LAYERS[1::2] if protocol == "compact" else LAYERS),
+        "layers": switched("sharing_layer", LAYERS if protocol == "demo" else LAYERS[1::2]),
         "seeds": [{"method": method, "seed": seed} for seed in SEEDS for method in METHODS],
-        "variants": [{}, {"share_source": True}, *({"switches": (pair,)} for pair in OTHER_FORMS.items())],
+        "variants": [
+            *({}, {"share_source": True}, {"freeze_embeddings": True}, {"method": "trans-train", "equal_tokens": True}),
+            *({"switches": tuple(form.items())} for form in OTHER_FORMS),
+        ],
     }
     if name not in grids:
         raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(grids)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.files import write_text_atomically
+from ..data.files import read_json, write_text_atomically
 from ..data.protocols import TestSet, load_protocol
 from ..data.squad import Answer, Question
 from ..data.windows import window_cache
@@ -119,7 +119,7 @@ def inspection_path(figure: int, protocol: str, folder: Path | None = None, back
 def read_inspection(figure: int, protocol: str, folder: Path | None = None, backbone: str | None = None) -> dict | None:
     """A figure's numbers, or ``None`` where nobody measured them."""
     path = inspection_path(figure, protocol, folder, backbone)
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def _predictor(exp: Experiment) -> Predictor:

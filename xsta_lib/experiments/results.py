@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..data.files import home, replacing, write_text_atomically
+from ..data.files import TextError, home, read_json, replacing, write_text_atomically
 from ..prediction.evaluation import Evaluation
 from .experiment import backbone_tag, place_of, setting_of
+
+FIELDS = {"protocol", "method", "without", "backbone", "seed", "source", "config", "fingerprint", "metrics"}
 
 
 def results_folder() -> Path:
@@ -24,7 +26,7 @@ def write_result(path: Path, record: dict, evaluations: Mapping[str, Mapping[str
         record: what was run, on what, how long; ``metrics`` and ``readings`` are added.
         evaluations: by test set and reading; the first reading of a test set is its result.
     """
-    if path.exists() and json.loads(path.read_text("utf-8")).get("fingerprint") != record.get("fingerprint"):
+    if path.exists() and read_result(path)["fingerprint"] != record["fingerprint"]:
         path = path.with_name(f"{path.stem}_{record['fingerprint']}.json")
     metrics, readings, rows = {}, {}, []
     for dataset, by_reading in evaluations.items():
@@ -47,12 +49,18 @@ def scores_path(result: Path) -> Path:
     return result.with_name(f"{result.stem}.scores.parquet")
 
 
+def read_result(path: Path) -> dict:
+    """One result; ``scores`` is the path of the per-question scores beside it. TextError names a file that is none."""
+    result = read_json(path)
+    maps = isinstance(result, dict) and all(isinstance(result.get(name), dict) for name in ("config", "metrics"))
+    if not (maps and set(result) >= FIELDS and {"protocol", "backbone"} <= set(result["config"])):
+        raise TextError(f"{path}: not a result as xsta writes it; move it away and measure it anew")
+    return {**result, "scores": str(scores_path(path))}
+
+
 def load_all_results(protocol: str, folder: Path | None = None) -> list[dict]:
-    """Every result of a protocol; ``scores`` is the path of the per-question scores beside each."""
-    return [
-        {**json.loads(path.read_text("utf-8")), "scores": str(scores_path(path))}
-        for path in sorted(((folder or results_folder()) / place_of(protocol)).glob("*.json"))
-    ]
+    """Every result of a protocol, see :func:`read_result`."""
+    return [read_result(path) for path in sorted(((folder or results_folder()) / place_of(protocol)).glob("*.json"))]
 
 
 def load_results(protocol: str, folder: Path | None = None, backbone: str | None = None) -> list[dict]:
@@ -62,6 +70,9 @@ def load_results(protocol: str, folder: Path | None = None, backbone: str | None
 
 
 def load_scores(file: str | Path, dataset: str) -> pd.DataFrame:
-    """Rows ``dataset, language, id, f1, em`` (percent) of one data set."""
-    frame = pd.read_parquet(file)
-    return frame[frame["dataset"] == dataset]
+    """Rows ``dataset, language, id, f1, em`` (percent) of one data set. ValueError names a file that is damaged."""
+    try:
+        frame = pd.read_parquet(file)
+        return frame[frame["dataset"] == dataset]
+    except (OSError, ValueError, LookupError) as error:
+        raise ValueError(f"{file}: no scores can be read from it ({error}); measure its result anew") from error

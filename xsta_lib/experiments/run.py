@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTraine
 
 from ..baselines.mixup import gold_probability
 from ..data.batches import Part, row_sides, rows_of
-from ..data.files import home, replacing, write_text_atomically
+from ..data.files import home, read_json, replacing, writable, write_text_atomically
 from ..data.protocols import ProtocolData, load_protocol
 from ..data.squad import CorpusError
 from ..data.windows import WindowSpec, build_windows, fingerprint, pair_windows, window_cache
@@ -25,8 +26,9 @@ from ..prediction.evaluation import evaluate_model, evaluate_once, provenance
 from ..training import ranks
 from ..training.machine import peak_memory_bytes, release_memory
 from ..training.trainer import Trainer, TrainingConfig, TrainingResult
-from .experiment import METHODS, SETTINGS, Experiment, experiment, grid, place_of
+from .experiment import ENGLISH_ONLY, METHODS, ROW_BY_ROW, SETTINGS, Experiment, grid, place_of
 from .results import load_all_results, results_folder, write_result
+from .stages import add_stages, make_trainer, spent
 
 
 def training_parts(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
@@ -40,14 +42,14 @@ def training_parts(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTok
     windows = partial(build_windows, tokenizer=tokenizer, cache=window_cache(), texts=False)
     english = windows(data.train)
     parts = [Part("en", english)]
-    if exp.method == "zero-shot":
+    if exp.method in ENGLISH_ONLY:
         return parts
     source = english if data.parallel_source is data.train else windows(data.parallel_source)
     for language in data.parallel:  # not items(): the texts of one language at a time
         target = windows(data.parallel[language])
         if not len(target):
             continue
-        if exp.method == "trans-train":
+        if exp.method in ROW_BY_ROW:
             parts.append(Part(language, target))
             continue
         back = ()
@@ -65,12 +67,13 @@ def count_rows(data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> dict[s
     """
     key = json.dumps([data.name, data.digest(), [*data.parallel], fingerprint([], tokenizer, WindowSpec())])
     path = window_cache() / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    if not path.exists():
-        windows = partial(build_windows, tokenizer=tokenizer, cache=window_cache(), texts=False)
-        rows = {"en": len(windows(data.train))}
-        rows |= {language: len(windows(data.parallel[language])) for language in data.parallel}
-        write_text_atomically(path, json.dumps(rows))
-    return json.loads(path.read_text("utf-8"))
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # missing or damaged: counted anew
+        return json.loads(path.read_text("utf-8"))
+    windows = partial(build_windows, tokenizer=tokenizer, cache=window_cache(), texts=False)
+    rows = {"en": len(windows(data.train))}
+    rows |= {language: len(windows(data.parallel[language])) for language in data.parallel}
+    write_text_atomically(path, json.dumps(rows))
+    return rows
 
 
 def step_count(
@@ -82,7 +85,7 @@ def step_count(
     """
     if exp.training.steps:
         return exp.training.steps
-    reads_all = exp.method != "zero-shot"
+    reads_all = exp.method not in ENGLISH_ONLY
     rows = [len(part.target) for part in parts] if reads_all else count_rows(data, tokenizer).values()
     batches = sum(-(-count // exp.training.batch_size) for count in rows)
     more = 1.0
@@ -144,6 +147,18 @@ def english_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
     return weights
 
 
+def started_model(
+    exp: Experiment, data: ProtocolData, progress: bool
+) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase]:
+    """:func:`new_model` with the weights of its English start, if the experiment has one."""
+    model, tokenizer = new_model(exp, data)
+    if exp.english_epochs:
+        missing, unexpected = model.load_state_dict(load_file(str(english_start(exp, data, progress))), strict=False)
+        if unexpected:
+            raise ValueError(f"the English start has weights that the model lacks: {unexpected[:3]}")
+    return model, tokenizer
+
+
 def train_experiment(
     exp: Experiment,
     data: ProtocolData,
@@ -164,18 +179,14 @@ def train_experiment(
     """
     folder, digest = run_folder(exp), data.digest()
     if ranks.agreed(is_trained(exp)):
-        result = TrainingResult(**json.loads((folder / "training.json").read_text("utf-8")))
+        result = TrainingResult(**read_json(folder / "training.json"))
         if result.data != digest:
             questions = f"other questions than {exp.protocol} has now"
             raise ValueError(f"{folder}: trained on {questions}; delete it to train anew")
         return (*load_run(exp), result)
     if ranks.rank() == 0:
         shutil.rmtree(folder / "predictions", ignore_errors=True)  # of another model, if any
-    model, tokenizer = new_model(exp, data)
-    if exp.english_epochs:
-        missing, unexpected = model.load_state_dict(load_file(str(english_start(exp, data, progress))), strict=False)
-        if unexpected:
-            raise ValueError(f"the English start has weights that the model lacks: {unexpected[:3]}")
+    model, tokenizer = started_model(exp, data, progress)
     with ranks.main_first():  # the others read the windows that rank 0 caches
         parts = training_parts(exp, data, tokenizer)
         config = _config(exp, step_count(exp, data, tokenizer, parts))
@@ -186,16 +197,24 @@ def train_experiment(
 
     chosen = evaluate if data.validation.questions else None
     kept = {"run": f"{exp.fingerprint} {digest}", "on_log": on_log, "gold_probability": gold_probability}
-    trainer = Trainer(model, parts, config, tokenizer.pad_token_id, folder, chosen, **kept)
-    steps = f"{config.steps} steps of {config.batch_size} rows"
+    plain = replace(exp, method="zero-shot")
+    stages = {
+        "first": lambda: train_experiment(plain, data, progress)[::2],
+        "fresh": lambda: started_model(plain, data, progress)[0],
+    }
+    given = exp.method, model, parts, config, data, tokenizer, folder
+    trainer, costs = make_trainer(*given, **stages, progress=progress, evaluate=chosen, **kept)
+    steps = f"{trainer.config.steps} steps of {config.batch_size} rows"
     _say(progress, f"{exp.method} ({exp.protocol}): {len(trainer.rows)} rows, {steps}")
     result = trainer.train(progress)
+    add_stages(result, costs)
     result.data, result.peak_memory_bytes, result.provenance = digest, peak_memory_bytes(), provenance()
     if ranks.rank() == 0:
         write_text_atomically(folder / "training.json", json.dumps(asdict(result)))
         what = f"Method {exp.method}, protocol {exp.protocol}, backbone {exp.backbone}, seed {config.seed}"
         with replacing(folder / "model") as temporary:  # appears when it is complete
             model.save_pretrained(temporary, tokenizer=tokenizer, card=f"{what}, {config.steps} steps.")
+        shutil.rmtree(folder / "stages", ignore_errors=True)  # what they left is in the model now
     ranks.wait()
     return model, tokenizer, result
 
@@ -217,15 +236,6 @@ def load_run(exp: Experiment) -> tuple[XStaForQuestionAnswering, PreTrainedToken
         raise FileNotFoundError(f"{folder}: not trained on this machine yet; run '{command}' first")
     model = AutoModelForQuestionAnswering.from_pretrained(folder).to(ranks.device())
     return model, AutoTokenizer.from_pretrained(folder)
-
-
-def demo_model(small: bool = False) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase]:
-    """``(model, tokenizer)`` of the demo's X-STA run, on the CPU; of a few live steps if it is missing or ``small``."""
-    exp = experiment("demo", "x-sta")
-    if small or not is_trained(exp):
-        exp = experiment("demo", "x-sta", english_epochs=0.1, epochs=0.02, precision="fp32")
-    model, tokenizer, _ = train_experiment(exp, load_protocol("demo"), progress=not small)
-    return model.to("cpu"), tokenizer
 
 
 def result_path(exp: Experiment, source: str, results: Path | None = None) -> Path:
@@ -289,10 +299,14 @@ def run_experiment(
     """
     ranks.start()
     provenance()  # looked up once, of the code as it was loaded
+    window_cache()  # is there to be written, or it is said before any work
     with ranks.main_first():
         data = data or load_protocol(exp.protocol)
     refuse_other_data(exp.protocol, data, results)
+    for folder in (runs_folder(), results or results_folder()):
+        writable(folder, "XSTA_HOME")
     model, tokenizer, training = train_experiment(exp, data, progress)
+    release_memory()  # the optimiser's: answering needs none
     beside = next((test.source_name for test in data.tests if test.source), "none")
     records = []
     for source in dict.fromkeys((beside, "none")) if exp.model_config().reads_pairs else ("none",):
@@ -308,10 +322,8 @@ def run_experiment(
             kept.append(record)
         record = describe(exp, source) | {
             "data": data_key(data),
-            "steps": training.log[-1]["step"] if training.log else 0,
-            "sequences": training.sequences,
-            "tokens": training.tokens,
-            "seconds": training.seconds,
+            **spent(training),
+            "extra": training.extra,
             "evaluation_seconds": sum(part["seconds"] for part in kept),
             "peak_memory_bytes": max([training.peak_memory_bytes, *(part["peak_memory_bytes"] for part in kept)]),
             "best_step": training.best_step,

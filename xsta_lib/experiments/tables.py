@@ -18,7 +18,10 @@ from .results import load_scores, results_folder
 from .significance import average_interval, paired_bootstrap, seed_interval
 
 ALONE = " (target only)"  # after the name of a method that can read pairs, where it read the target alone
-SYSTEMS = ("zero-shot", "trans-train", "x-mixup", "x-mixup (target only)", "x-sta (target only)", "x-sta")
+SYSTEMS = (
+    *("zero-shot", "trans-train", "trans-train equal_tokens=True", "pairs", "x-mixup", "x-mixup (target only)"),
+    *("x-mixup_content", "x-mixup_content (target only)", "x-sta (target only)", "x-sta"),
+)
 # The paper's tables: number, task, and the data set here that its numbers stand beside.
 TABLES = {1: ("MLQA", "mlqa"), 2: ("TyDiQA", "tydiqa"), 3: ("XQuAD", "xquad")}
 ABLATION_ROWS = {
@@ -55,7 +58,7 @@ def system_name(result: dict) -> str:
     """How a result is called in tables: method, ablations, changes, and whether it read the target alone."""
     name = result["method"] + "".join(f" w/o {part}" for part in result["without"])
     name += "".join(f" {key}={value}" for key, value in changes(result).items())
-    return name + ALONE if result["method"] in ("x-sta", "x-mixup") and result["source"] == "none" else name
+    return name + ALONE if result["method"].startswith(("x-sta", "x-mixup")) and result["source"] == "none" else name
 
 
 def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
@@ -89,7 +92,7 @@ def systems(frame: pd.DataFrame) -> list[str]:
     return [name for name in SYSTEMS if name in found] + sorted(set(found) - set(SYSTEMS))
 
 
-def four_systems(frame: pd.DataFrame) -> pd.DataFrame:
+def compared_systems(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of the compared systems, without ablations and switches."""
     return frame[frame["system"].isin(SYSTEMS)]
 
@@ -138,7 +141,7 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", 
         against: the system that the others are subtracted from.
         source: the language left out; ``None`` compares all.
     """
-    part = four_systems(frame[frame["dataset"] == dataset])
+    part = compared_systems(frame[frame["dataset"] == dataset])
     means = part[part["language"] != source].pivot_table(index="seed", columns="system", values="f1")
     seed = part.loc[part["system"] == against, "seed"].min()
     first = part[part["seed"] == seed].drop_duplicates("system").set_index("system")["scores"]
@@ -179,7 +182,7 @@ def _paper_blocks(number: int) -> list[Block]:
 
 def table_blocks(number: int, frame: pd.DataFrame) -> list[Block]:
     """Table 1, 2 or 3: what was measured on its data set (if anything was), then the paper's numbers."""
-    dataset, measured = TABLES[number][1], four_systems(frame)
+    dataset, measured = TABLES[number][1], compared_systems(frame)
     found = [results_block(measured, dataset)] if dataset in set(measured["dataset"]) else []
     return found + _paper_blocks(number)
 
@@ -264,7 +267,7 @@ def write_tables(results: Sequence[dict], protocol: str, folder: Path | None = N
     frame, label = metrics_frame(results), protocol_label(results[0])
     if not _paper_blocks(4):
         print("xsta: the paper's numbers are left out; they lie in the repository, data/paper", file=sys.stderr)
-    measured, known = four_systems(frame), [dataset for _, dataset in TABLES.values()]
+    measured, known = compared_systems(frame), [dataset for _, dataset in TABLES.values()]
     own = {d: results_block(measured, d) for d in dict.fromkeys(measured["dataset"]) if d not in known}
     blocks = {f"Table {n}: {task}": table_blocks(n, frame) for n, (task, _) in TABLES.items()}
     blocks["Table 4: ablations"] = [*table4_blocks(results), *ablation_difference_blocks(results)]

@@ -43,7 +43,7 @@ def gradient_shares(model: XStaForQuestionAnswering, losses: Mapping[str, Tensor
         pulls = torch.autograd.grad(loss, moved, retain_graph=True, allow_unused=True)
         return torch.stack([pull.float().norm() for pull in pulls if pull is not None]).norm()
 
-    span = norm(sum(weights[name] * losses[name] for name in spans)).clamp_min(1e-12)
+    span = norm(sum(weights[name] * losses[name] for name in spans if name in losses)).clamp_min(1e-12)
     return {f"share_{name}": norm(weights[name] * losses[name]) / span for name in losses if name not in spans}
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,39 @@ from . import ranks
 from .checkpoints import load_checkpoint, model_tensors, newest_checkpoint, random_state, save_checkpoint
 from .cpu import clear_gradients, tuned
 from .log import RunLog, gradient_shares, means
-from .machine import interrupted_once
+from .machine import interrupted_once, release_memory
 
 WATCH_EVERY = 25  # every so many steps a batch of pairs tells where its gradient comes from and what it looks at
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+TRIM_EVERY = 10  # steps on a CPU: blocks of ever other sizes tear holes into the heap, half a GiB in so many steps
+ABOVE_0 = math.nextafter(0, 1)
+RANGES = {  # of TrainingConfig's numbers: kind, smallest, largest
+    **dict.fromkeys(("batch_size", "accumulation", "keep"), (int, 1, 1_000_000)),
+    "log_every": (int, 1, 1_000_000_000),
+    **dict.fromkeys(("steps", "evaluate_every", "save_every"), (int, 0, 1_000_000_000)),
+    "seed": (int, 0, 2**32 - 1),
+    "learning_rate": (float, ABOVE_0, 1),
+    "warmup": (float, 0, 1),
+    "weight_decay": (float, 0, 1),
+    "max_grad_norm": (float, ABOVE_0, 1_000_000),
+}
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message names the step, the batch, the remedy and the last good checkpoint."""
+
+
+def check_numbers(config: object, ranges: Mapping[str, tuple[type, float, float]]) -> None:
+    """Refuse, with a ValueError, fields that are no number of their kind, not finite or out of their range."""
+    for name, (kind, low, high) in ranges.items():
+        value = getattr(config, name)
+        number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        if not (number and low <= value <= high):  # nan is in no range
+            least = "above 0" if low == ABOVE_0 else f"{low} or more"
+            raise ValueError(
+                f"{name} (--{name.replace('_', '-')}) is {value!r}; it must be a "
+                f"{'whole ' if kind is int else ''}number, {least} and at most {high:,}"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,14 +107,7 @@ class TrainingConfig:
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
-        for name in ("batch_size", "accumulation", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("steps", "evaluate_every", "save_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if not 0 <= self.warmup <= 1 or self.learning_rate <= 0:
-            raise ValueError("warmup must be 0 to 1 and learning_rate above 0")
+        check_numbers(self, RANGES)
 
 
 @dataclass
@@ -98,7 +117,9 @@ class TrainingResult:
     Attributes:
         log: its lines.
         seconds: of training.
-        sequences, tokens: read by all steps together, both sides of pairs, without padding.
+        steps, sequences, tokens: made and read by all steps together, both sides of pairs, without padding.
+        extra: the part of these four that a method spends beside the span batches it is compared on, by what it does
+            there (another task's steps, a stage that comes first).
         best_score, best_step: the best validation score and its step, where the run was validated.
         data: a key of the training questions (:meth:`~xsta_lib.data.protocols.ProtocolData.digest`).
         peak_memory_bytes, provenance: of the process that finished the training.
@@ -106,8 +127,10 @@ class TrainingResult:
 
     log: list[dict] = field(default_factory=list)
     seconds: float = 0.0
+    steps: int = 0
     sequences: int = 0
     tokens: int = 0
+    extra: dict[str, dict[str, float]] = field(default_factory=dict)
     best_score: float | None = None
     best_step: int | None = None
     data: str = ""
@@ -260,7 +283,13 @@ class Trainer:
         size = -(-len(batch) // count)
         return [batch[i : i + size] for i in range(0, len(batch), size)]
 
+    def _batches(self) -> Iterator[tuple[int, list[Row]]]:
+        """``(epoch, rows)`` of every step from this one on; a method that alternates between tasks has its own."""
+        order = self.config.batch_size, self.config.seed, self.step, self.config.share_source
+        return endless_batches(self.parts, self.rows, *order)
+
     def _inputs(self, rows: Sequence[Row], back_translated: bool) -> dict:
+        """The model's arguments for some rows of this step; a method that reads something else has its own."""
         if self.config.share_source and rows[0].source >= 0:
             inputs = collate_shared(self.parts, rows, self.pad_id)
         else:
@@ -326,7 +355,8 @@ class Trainer:
         if few:  # every rank had its own dropout, and so its own statistics
             ranks.same_buffers(self.model)
         terms = {**output.losses, "uniform_gap": output.uniform_gap, "teacher_mass": output.teacher_mass}
-        if "source" not in inputs and "targets" not in inputs:  # S = T: terms of another size under their own names
+        alone = "source" not in inputs and "targets" not in inputs
+        if alone and self.model.config.reads_pairs:  # S = T: terms of another size under their own names
             terms = {name if name == "target" else f"own_{name}": value for name, value in terms.items()}
         values = {"loss": output.loss, **terms, **shares}
         values |= {"lambda": output.mixing, "content_mass": output.content_mass}
@@ -374,8 +404,7 @@ class Trainer:
         if saved:
             self._restore(saved)
         self.log.restart(self.step)
-        order = self.config.batch_size, self.config.seed, self.step, self.config.share_source
-        batches = endless_batches(self.parts, self.rows, *order)
+        batches = self._batches()
         bar = tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step", disable=not self.log.show)
         try:
             with self._tuned(), interrupted_once(ranks.world_size()) as interrupted:
@@ -402,6 +431,7 @@ class Trainer:
         while self.step < self.config.steps:
             epoch, batch = next(batches)
             window.append(self.train_step(batch))
+            self.result.steps += 1
             self.result.sequences += round(window[-1].pop("sequences"))
             self.result.tokens += round(window[-1].pop("tokens"))
             bar.set_postfix(loss=f"{window[-1]['loss']:.3f}", refresh=False)
@@ -411,6 +441,8 @@ class Trainer:
                 self._log(window, epoch)
                 window = []
             self._evaluate_and_save()
+            if self.step % TRIM_EVERY == 0 and self.model.device.type == "cpu":
+                release_memory()
             if interrupted.is_set():  # the one place where weights, statistics, random numbers and scores agree
                 if window:
                     self._log(window, epoch)
