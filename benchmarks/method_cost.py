@@ -26,9 +26,11 @@ from xsta_lib.encoders.backbones import load_tokenizer
 from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
 from xsta_lib.prediction.evaluation import provenance
+from xsta_lib.training.configuration import TrainingConfig
 from xsta_lib.training.cpu import clear_gradients, tuned
 from xsta_lib.training.machine import has_bf16
-from xsta_lib.training.trainer import Passes, TrainingConfig, make_optimizer
+from xsta_lib.training.passes import Passes
+from xsta_lib.training.trainer import make_optimizer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CONFIGS = {

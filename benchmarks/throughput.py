@@ -35,9 +35,11 @@ from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
 from xsta_lib.prediction.evaluation import provenance
 from xsta_lib.prediction.predictor import Predictor
+from xsta_lib.training.configuration import TrainingConfig
 from xsta_lib.training.cpu import clear_gradients, tuned
 from xsta_lib.training.machine import has_bf16, peak_memory_bytes
-from xsta_lib.training.trainer import Passes, TrainingConfig, make_optimizer
+from xsta_lib.training.passes import Passes
+from xsta_lib.training.trainer import make_optimizer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PLAIN_LENGTH = 384

@@ -71,5 +71,7 @@ def test_a_wheel_trains_scores_answers_and_draws_in_an_empty_folder(installed, t
     drawn = xsta("figures", "--protocol", "mine")
     assert drawn.stdout.count(str(tmp_path / "figures")) == 2 and drawn.stdout.count(str(tmp_path / "results")) == 2
     assert "the paper's numbers are left out" in drawn.stderr and all(map(os.path.exists, drawn.stdout.split()))
+    (tmp_path / "mill.txt").write_text("Die Mühle wurde 1789 von Anna Brandt gebaut.", "utf-8")
+    assert xsta("answer", "Wer hat die Mühle gebaut?", "mill.txt").stdout == "Anna Brandt\n"
     demo = xsta("train", "--protocol", "demo")
     assert demo.returncode == 1 and "repository" in demo.stderr and "Traceback" not in demo.stderr

@@ -34,6 +34,19 @@ from xsta_lib.model.modeling import XStaForQuestionAnswering
 from xsta_lib.reader import Reader, detect
 
 ROOT = Path(__file__).resolve().parents[1]
+MILLS = [  # question, text and answer
+    (
+        "Wer hat die Mühle gebaut?",
+        "Die Mühle am Fluss wurde 1789 von der Müllerin Anna Brandt gebaut. 1845 setzte ihr Enkel ein neues Rad ein.",
+        "Anna Brandt",
+    ),
+    (
+        "من بنى الطاحونة؟",
+        "بُنيت الطاحونة على ضفة النهر عام 1789 على يد الطحّان يوسف حداد. وبعد فيضان عام 1845 ركّب حفيده عجلة جديدة.",
+        "يوسف حداد",
+    ),
+    ("谁建造了磨坊？", "河边的磨坊由磨坊主李明于1789年建造。1845年洪水之后，他的孙子安装了一个新的水轮。", "李明"),
+]
 CONTEXT = "the old mill was built in 1817 by a miller . it stood by the river . later it was sold to his son ."
 QUESTION = "who built the mill ?"
 WORDS = sorted({*CONTEXT.split(), *QUESTION.split(), "city"})
@@ -482,3 +495,14 @@ def test_a_wrong_line_is_named(tmp_path, capsys, text, words):
 def test_options_that_do_not_go_together_are_refused(arguments, capsys):
     assert main(["answer", *arguments]) == 1
     assert "--batch" in capsys.readouterr().err
+
+
+def test_the_reader_in_the_box_answers_in_order_and_knows_the_language():
+    questions, texts, golds = zip(*MILLS, strict=True)
+    reader = Reader()
+    answers = reader.answer(questions, texts)
+    assert [answer.text for answer in answers] == list(golds)
+    assert [answer.language for answer in answers] == ["de", "ar", "zh"] and all(a.score > 0.1 for a in answers)
+    assert [text[a.start : a.end] for a, text in zip(answers, texts, strict=True)] == list(golds)
+    card = (ROOT / "xsta_lib" / "readers" / "x-sta-e5-small" / "README.md").read_text("utf-8")
+    assert reader.name in card and "Licences" in card.title()

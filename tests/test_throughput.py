@@ -12,7 +12,7 @@ from toy import HIDDEN, encoder_config
 
 from xsta_lib import XStaConfig, XStaForQuestionAnswering
 from xsta_lib.data.protocols import load_protocol
-from xsta_lib.training.trainer import Passes
+from xsta_lib.training.passes import Passes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import throughput  # noqa: E402

@@ -13,7 +13,7 @@ from xsta_lib.data.protocols import ProtocolData, TestSet
 from xsta_lib.data.squad import Answer, Question
 from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import Encoded, XStaForQuestionAnswering, XStaOutput
-from xsta_lib.training.trainer import Passes
+from xsta_lib.training.passes import Passes
 
 HIDDEN, HEADS, VOCABULARY = 32, 4, 60
 LANGUAGES = ["en", "de", "es"]

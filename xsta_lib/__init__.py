@@ -15,7 +15,7 @@ _MODULES = {
     "Reader": "reader",
     "ReaderAnswer": "prediction.answers",
     "Trainer": "training.trainer",
-    "TrainingConfig": "training.trainer",
+    "TrainingConfig": "training.configuration",
     "XStaConfig": "model.configuration",
     "XStaForQuestionAnswering": "model.modeling",
     "explain": "prediction.explaining",

@@ -24,7 +24,8 @@ from xsta_lib.data.squad import Question
 from xsta_lib.encoders import backbones
 from xsta_lib.experiments.experiment import METHODS, Experiment
 from xsta_lib.experiments.run import training_parts
-from xsta_lib.training.trainer import Trainer, TrainingConfig
+from xsta_lib.training.configuration import TrainingConfig
+from xsta_lib.training.trainer import Trainer
 
 
 def with_phrases() -> ProtocolData:

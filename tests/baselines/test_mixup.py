@@ -15,7 +15,8 @@ from xsta_lib.data.protocols import ProtocolData
 from xsta_lib.data.squad import Question
 from xsta_lib.experiments.experiment import Experiment
 from xsta_lib.experiments.run import training_parts
-from xsta_lib.training.trainer import Trainer, TrainingConfig
+from xsta_lib.training.configuration import TrainingConfig
+from xsta_lib.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,24 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from project import ROOT
+from project import IDS, ROOT, questions, write_published
 from tiny import write_tiny_e5
 
-from xsta_lib.data import protocols
 from xsta_lib.data.library import LazyLanguages
 from xsta_lib.data.protocols import ProtocolData, TestSet, held_out_ids, load_folder, load_protocol, published
 from xsta_lib.data.squad import Answer, CorpusError, Question, read_squad, write_squad
 
-
-def questions(language: str, ids: list[str], prefix: str = "") -> list[Question]:
-    """Questions of these ids, two an article; the answer is the id."""
-    return [
-        Question(prefix + key, f"{language}?", f"{language}: {key} .", (Answer(key, len(language) + 2),), f"t{i // 2}")
-        for i, key in enumerate(ids)
-    ]
-
-
-IDS = [f"q{number:02}" for number in range(20)]
 MLQA = ("en", "ar", "de", "es", "hi", "vi", "zh")
 XQUAD = ("en", "ar", "de", "el", "es", "hi", "ru", "th", "tr", "vi", "zh")
 TYDIQA = ("en", "ar", "bn", "fi", "id", "ko", "ru", "sw", "te")
@@ -29,23 +18,8 @@ TYDIQA = ("en", "ar", "bn", "fi", "id", "ko", "ru", "sw", "te")
 
 @pytest.fixture
 def root(tmp_path):
-    """A data folder with every file that the paper's protocols read, 20 questions each."""
-    contents = {
-        "MLQA_V1/dev": IDS,
-        "MLQA_V1/test": IDS,
-        "xquad": IDS,
-        "tydiqa-goldp-v1.1/dev": [f"dev--{key}" for key in IDS],
-        "xtreme/SQuAD/translate-train": IDS[:19],
-        "xtreme/TyDiQA-GoldP/translate-train": [f"english--{key}" for key in IDS],
-    }
-    for folder, ids in contents.items():
-        for language, path in published(folder).items():
-            write_squad(tmp_path / path, questions(language, ids))
-    for task, ids in (("MLQA", IDS[:18]), ("XQuAD", IDS[:18]), ("TyDiQA-GoldP", contents["tydiqa-goldp-v1.1/dev"])):
-        for path in published(f"xtreme/{task}/translate-test").values():
-            write_squad(tmp_path / path, [Question(key, "en?", "en", ()) for key in ids])
-    write_squad(tmp_path / protocols.SQUAD_TRAIN, questions("en", IDS))
-    write_squad(tmp_path / protocols.TYDIQA_TRAIN, questions("en", IDS, "english--"))
+    """A data folder with every file that the published protocols read, 20 questions each."""
+    write_published(tmp_path)
     return tmp_path
 
 

@@ -131,7 +131,7 @@ def test_written_tables_are_markdown_and_latex(folder):
     text, tex = (path.read_text("utf-8") for path in tables.write_tables(load_results("demo", folder), "demo", folder))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(re.fullmatch(r"\|( [^|]* \||---\|)+", row) for row in rows) and "## Table 4: ablations" in text
-    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 10
+    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 11
     assert tex.isascii() and r"w/o. alignment\_s" in tex and r"95 \% interval" in tex
     body = re.sub(r"(?m)^%.*|\\label\{.*?\}| & ", "", tex)
     assert not re.search(r"(?<!\\)[%&_#]", body)
@@ -206,12 +206,12 @@ def test_changed_settings_are_named_and_never_overwrite(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "protocol", "count"),
     [
-        ("methods", "demo", 6),
+        ("methods", "demo", 10),
         ("ablations", "demo", 6),
         ("gamma", "compact", 5),
         ("layers", "compact", 6),
         ("layers", "demo", 12),
-        ("seeds", "compact", 18),
+        ("seeds", "compact", 30),
         ("variants", "demo", 13),
     ],
 )

@@ -15,7 +15,9 @@ from xsta_lib.data.windows import WindowSpec, build_windows, pair_windows
 from xsta_lib.encoders.backbones import load_tokenizer
 from xsta_lib.experiments.experiment import ENGLISH_ONLY, METHODS, ROW_BY_ROW, Experiment
 from xsta_lib.experiments.run import training_parts
-from xsta_lib.training.trainer import Passes, Trainer, TrainingConfig
+from xsta_lib.training.configuration import TrainingConfig
+from xsta_lib.training.passes import Passes
+from xsta_lib.training.trainer import Trainer
 
 TERMS = {
     **dict.fromkeys(("zero-shot", "calibrenet", "trans-train", "lakm", "lakm_mixmrc"), set()),
@@ -55,7 +57,9 @@ def test_each_method_trains(method: str, backbone: Path) -> None:
     assert result.sequences == 24 * 8 * sides // len(trainer.rows) and result.tokens > 8 * result.sequences
     always = {"step", "epoch", "seconds", "learning_rate", "grad_norm", "loss", "target"}
     watched = WATCHED.get(method, set())
-    assert {name for line in log for name in line if name in watched} == (watched if {"source", "contrast"} & log[0].keys() else set())
+    assert {name for line in log for name in line if name in watched} == (
+        watched if {"source", "contrast"} & log[0].keys() else set()
+    )
     terms = {frozenset(line.keys() - always - watched) for line in log}
     assert terms == {frozenset(TERMS[method]), frozenset(OWN.get(method, ()))}
     assert all(math.isfinite(value) for line in log for value in line.values())

@@ -19,7 +19,8 @@ from xsta_lib.prediction import evaluation
 from xsta_lib.prediction.evaluation import evaluate_once
 from xsta_lib.training import ranks
 from xsta_lib.training.checkpoints import newest_checkpoint
-from xsta_lib.training.trainer import Trainer, TrainingConfig
+from xsta_lib.training.configuration import TrainingConfig
+from xsta_lib.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 10

@@ -20,7 +20,8 @@ from xsta_lib.data.windows import WindowSpec, build_windows, pair_windows
 from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
 from xsta_lib.training.checkpoints import CheckpointError, newest_checkpoint
-from xsta_lib.training.trainer import Trainer, TrainingConfig, TrainingError, make_optimizer
+from xsta_lib.training.configuration import TrainingConfig
+from xsta_lib.training.trainer import Trainer, TrainingError, make_optimizer
 
 STEPS = 12
 

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering
 from ..data.batches import Part, Row, collate_windows, rows_of
 from ..model.modeling import Encoded, XStaForQuestionAnswering, span_loss
 from ..prediction.predictor import MAX_ANSWER_TOKENS
-from ..training.trainer import Trainer, TrainingConfig
+from ..training.configuration import TrainingConfig
+from ..training.trainer import Trainer
 from .configuration import PlainConfig
 
 

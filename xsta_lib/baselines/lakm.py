@@ -20,7 +20,8 @@ from ..data.protocols import ProtocolData
 from ..data.windows import WindowSpec, build_windows, window_cache
 from ..encoders.backbones import load_masked_head
 from ..model.modeling import XStaForQuestionAnswering, XStaOutput
-from ..training.trainer import Trainer, TrainingConfig
+from ..training.configuration import TrainingConfig
+from ..training.trainer import Trainer
 from .configuration import PlainConfig
 from .phrases import Passages, training_passages
 

@@ -14,7 +14,7 @@ from ..baselines.mixup import MixupConfig, MixupForQuestionAnswering
 from ..data.protocols import LOADERS, PARALLEL
 from ..model.configuration import ABLATIONS, XStaConfig
 from ..model.modeling import XStaForQuestionAnswering
-from ..training.trainer import ABOVE_0, TrainingConfig, check_numbers
+from ..training.configuration import ABOVE_0, TrainingConfig, check_numbers
 
 # The compared systems in the paper's order: the model's class, and what makes its configuration.
 METHODS = {

@@ -24,8 +24,9 @@ from ..data.windows import WindowSpec, build_windows, fingerprint, pair_windows,
 from ..model.modeling import XStaForQuestionAnswering
 from ..prediction.evaluation import evaluate_model, evaluate_once, provenance
 from ..training import ranks
+from ..training.configuration import TrainingConfig
 from ..training.machine import peak_memory_bytes, release_memory
-from ..training.trainer import Trainer, TrainingConfig, TrainingResult
+from ..training.trainer import Trainer, TrainingResult
 from .experiment import ENGLISH_ONLY, METHODS, ROW_BY_ROW, SETTINGS, Experiment, grid, place_of
 from .results import load_all_results, results_folder, write_result
 from .stages import add_stages, make_trainer, spent
@@ -197,7 +198,7 @@ def train_experiment(
 
     chosen = evaluate if data.validation.questions else None
     kept = {"run": f"{exp.fingerprint} {digest}", "on_log": on_log, "gold_probability": gold_probability}
-    plain = replace(exp, method="zero-shot")
+    plain = replace(exp, method="zero-shot", without=(), switches=())
     stages = {
         "first": lambda: train_experiment(plain, data, progress)[::2],
         "fresh": lambda: started_model(plain, data, progress)[0],

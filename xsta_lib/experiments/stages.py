@@ -3,7 +3,8 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ from ..data.windows import WindowSpec
 from ..model.modeling import XStaForQuestionAnswering
 from ..training import ranks
 from ..training.checkpoints import model_tensors
-from ..training.trainer import Trainer, TrainingConfig, TrainingResult
+from ..training.configuration import TrainingConfig
+from ..training.trainer import Trainer, TrainingResult
 
 FOLDS = 2  # of English; each reader is trained without one, so that it answers that one's questions as unseen ones
 COUNTED = ("steps", "sequences", "tokens", "seconds")
@@ -68,57 +70,71 @@ def once(
         return load_file(str(path)), json.loads(file.metadata()["spent"])
 
 
-def prepare_calibrator(
-    model: CalibreNetForQuestionAnswering,
-    english: Part,
-    data: ProtocolData,
-    tokenizer: PreTrainedTokenizerBase,
-    config: TrainingConfig,
-    folder: Path,
-    run: str,
-    fresh: Callable[[], XStaForQuestionAnswering],
-    progress: bool,
-) -> tuple[FoldAnswers, dict[str, dict[str, float]]]:
-    """CalibreNet's stages before its fine-tuning: answers of the folds' readers, then boundary recovery.
+@dataclass(frozen=True)
+class Stages:
+    """CalibreNet's stages before its fine-tuning; each leaves a file, and while it goes on has a folder of its own.
 
-    Args:
-        model: the calibrator; it comes back pre-trained.
-        english: the English rows of ``data.train``.
-        config: of the fine-tuning; the folds' readers have as many steps together, the pre-training half as many.
-        folder, run: of the whole run; each stage has a file, and while it goes on a folder, of its own in there.
-        fresh: gives a base reader before its training.
+    Attributes:
+        config: the fine-tuning's settings; boundary recovery has half as many steps, the folds as many together.
+        tokenizer: the model's.
+        folder, run: where the stages lie, and the name that their checkpoints bear.
+        progress: see :class:`~xsta_lib.training.trainer.Trainer`.
     """
-    contexts, windows, stages = [question.context for question in data.train], english.target, {}
-    folds = fold_of(contexts, FOLDS)[windows.row]
-    if set(folds.tolist()) != set(range(FOLDS)):
-        raise ValueError(f"calibrenet needs at least {FOLDS} different English training passages")
-    answers = np.zeros((len(windows), 2), dtype=int)
-    unwatched = replace(config, evaluate_every=0, tracker="")
 
-    def read_fold(fold: int) -> tuple[dict[str, Tensor], TrainingResult]:
-        rows = [row for row in rows_of([english]) if folds[row.target] != fold]
-        few = replace(unwatched, steps=-(-config.steps // FOLDS))
-        named = {"rows": rows, "run": f"{run} fold {fold}"}
-        trainer = Trainer(fresh(), [english], few, tokenizer.pad_token_id, folder / f"fold-{fold}", **named)
-        result = trainer.train(progress)
-        found = answered_windows(trainer.model, tokenizer, windows, np.flatnonzero(folds == fold))
-        return {"answers": torch.from_numpy(found)}, result
+    config: TrainingConfig
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    run: str
+    progress: bool
 
-    for fold in range(FOLDS):
-        kept, stages[f"fold {fold}"] = once(folder / f"fold-{fold}.safetensors", lambda fold=fold: read_fold(fold))
-        answers[folds == fold] = kept["answers"].numpy()
+    def _train(
+        self, kind: type[Trainer], name: str, share: int, model, parts: Sequence[Part], **named
+    ) -> TrainingResult:
+        """Train for one ``share``-th of the fine-tuning's steps."""
+        config = replace(self.config, steps=-(-self.config.steps // share), evaluate_every=0, tracker="")
+        given = model, parts, config, self.tokenizer.pad_token_id, self.folder / name
+        return kind(*given, run=f"{self.run} {name}", **named).train(self.progress)
 
-    def recover_boundaries() -> tuple[dict[str, Tensor], TrainingResult]:
-        passages = training_passages(data, tokenizer, WindowSpec())
-        edges, few = PhraseEdges(passages), replace(unwatched, steps=-(-config.steps // 2))
-        parts, named = [found.part for found in passages], {"rows": edges.rows, "spans": edges}
-        place = tokenizer.pad_token_id, folder / "boundaries"
-        result = CalibreTrainer(model, parts, few, *place, run=f"{run} boundaries", **named).train(progress)
-        return model_tensors(model), result
+    def recover_boundaries(self, model: CalibreNetForQuestionAnswering, data: ProtocolData) -> dict[str, float]:
+        """Pre-train the calibrator on the phrases of all training languages; returns the cost."""
 
-    kept, stages["boundary recovery"] = once(folder / "boundaries.safetensors", recover_boundaries)
-    model.load_state_dict(kept)
-    return FoldAnswers(windows, contexts, answers), stages
+        def work() -> tuple[dict[str, Tensor], TrainingResult]:
+            passages = training_passages(data, self.tokenizer, WindowSpec())
+            edges, parts = PhraseEdges(passages), [found.part for found in passages]
+            result = self._train(CalibreTrainer, "boundaries", 2, model, parts, rows=edges.rows, spans=edges)
+            return {name: value for name, value in model_tensors(model).items() if not name.startswith("base.")}, result
+
+        tensors, cost = once(self.folder / "boundaries.safetensors", work)
+        model.load_state_dict(tensors, strict=False)
+        return cost
+
+    def answer_folds(
+        self, english: Part, contexts: Sequence[str], fresh: Callable[[], XStaForQuestionAnswering]
+    ) -> tuple[FoldAnswers, dict[str, dict[str, float]]]:
+        """Each fold of English answered by a reader trained on the others, and the cost by fold.
+
+        Args:
+            english: the rows. contexts: by question.
+            fresh: gives a reader before its training.
+
+        Raises:
+            ValueError: there are fewer passages than folds.
+        """
+        windows, costs = english.target, {}
+        folds, answers = fold_of(contexts, FOLDS)[windows.row], np.zeros((len(windows), 2), dtype=int)
+        if len(set(folds.tolist())) < FOLDS:
+            raise ValueError(f"calibrenet needs at least {FOLDS} different English training passages; add data")
+
+        def work(fold: int) -> tuple[dict[str, Tensor], TrainingResult]:
+            reader, rows = fresh(), [row for row in rows_of([english]) if folds[row.target] != fold]
+            result = self._train(Trainer, f"fold-{fold}", FOLDS, reader, [english], rows=rows)
+            found = answered_windows(reader, self.tokenizer, windows, np.flatnonzero(folds == fold))
+            return {"answers": torch.from_numpy(found)}, result
+
+        for fold in range(FOLDS):
+            kept, costs[f"fold {fold}"] = once(self.folder / f"fold-{fold}.safetensors", partial(work, fold))
+            answers[folds == fold] = kept["answers"].numpy()
+        return FoldAnswers(windows, contexts, answers), costs
 
 
 def make_trainer(
@@ -138,7 +154,7 @@ def make_trainer(
 
     Args:
         first: gives CalibreNet's base reader, trained.
-        fresh, progress: see :func:`prepare_calibrator`.
+        fresh: gives CalibreNet a base reader before its training.
         named: see :class:`~xsta_lib.training.trainer.Trainer`, as for the other arguments.
     """
     given = model, parts, config, tokenizer.pad_token_id, folder
@@ -148,9 +164,11 @@ def make_trainer(
     if method == "aa-cl":
         return AaclTrainer(*given, **named), {}
     if method == "calibrenet":
+        stages = Stages(config, tokenizer, folder / "stages", named["run"], progress)
+        costs = {"boundary recovery": stages.recover_boundaries(model, data)}
         base, result = first()
         model.base.load_state_dict(base.state_dict())
-        stages = folder / "stages", named["run"], fresh, progress
-        answers, costs = prepare_calibrator(model, parts[0], data, tokenizer, config, *stages)
-        return CalibreTrainer(*given, **named, spans=answers), {"base reader": spent(result), **costs}
+        costs["base reader"] = spent(result)
+        answers, by_fold = stages.answer_folds(parts[0], [question.context for question in data.train], fresh)
+        return CalibreTrainer(*given, **named, spans=answers), costs | by_fold
     return Trainer(*given, **named), {}

@@ -18,10 +18,17 @@ from .results import load_scores, results_folder
 from .significance import average_interval, paired_bootstrap, seed_interval
 
 ALONE = " (target only)"  # after the name of a method that can read pairs, where it read the target alone
+# Systems that could only be built after the abstracts of their papers are called so wherever they stand.
+AFTER_ABSTRACT = {
+    "calibrenet": "calibrenet (after the abstract of Liang et al., 2021)",
+    "aa-cl": "aa-cl (after the abstract of Chen et al., 2022)",
+}
 SYSTEMS = (
-    *("zero-shot", "trans-train", "trans-train equal_tokens=True", "pairs", "x-mixup", "x-mixup (target only)"),
+    *("zero-shot", AFTER_ABSTRACT["calibrenet"], "trans-train", "trans-train equal_tokens=True", "lakm", "lakm_mixmrc"),
+    *(AFTER_ABSTRACT["aa-cl"], "pairs", "x-mixup", "x-mixup (target only)"),
     *("x-mixup_content", "x-mixup_content (target only)", "x-sta (target only)", "x-sta"),
 )
+LLM = "llm "  # before the name of a large language model that was asked every question of a protocol
 # The paper's tables: number, task, and the data set here that its numbers stand beside.
 TABLES = {1: ("MLQA", "mlqa"), 2: ("TyDiQA", "tydiqa"), 3: ("XQuAD", "xquad")}
 ABLATION_ROWS = {
@@ -56,7 +63,11 @@ def file_label(result: dict) -> str:
 
 def system_name(result: dict) -> str:
     """How a result is called in tables: method, ablations, changes, and whether it read the target alone."""
-    name = result["method"] + "".join(f" w/o {part}" for part in result["without"])
+    if result["method"] == "llm":
+        part = [f"{name}={result['config'][name]}" for name in ("questions", "languages") if result["config"][name]]
+        return f"part of {LLM}{result['model']}, {', '.join(part)}" if part else LLM + result["model"]
+    method = AFTER_ABSTRACT.get(result["method"], result["method"])
+    name = method + "".join(f" w/o {part}" for part in result["without"])
     name += "".join(f" {key}={value}" for key, value in changes(result).items())
     return name + ALONE if result["method"].startswith(("x-sta", "x-mixup")) and result["source"] == "none" else name
 
@@ -94,7 +105,7 @@ def systems(frame: pd.DataFrame) -> list[str]:
 
 def compared_systems(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of the compared systems, without ablations and switches."""
-    return frame[frame["system"].isin(SYSTEMS)]
+    return frame[frame["system"].isin(SYSTEMS) | frame["system"].str.startswith(LLM)]
 
 
 def average_with_interval(rows: pd.DataFrame, dataset: str) -> tuple[float, float, float]:
@@ -165,6 +176,29 @@ def _difference_cells(first: pd.DataFrame, second: pd.DataFrame, without: Sequen
         "95 % interval": f"{found.low:+.1f} to {found.high:+.1f}",
         "p": f"{found.p:.4f}" if found.p >= 1e-3 else "below 0.001",
     }
+
+
+def cost_block(results: Sequence[dict]) -> Block:
+    """What each compared system took: steps, what it read, seconds, and its mean F1 by data set; first seed.
+
+    "Of these beside" are the steps of other tasks and stages than the span batches that all have. A run that read the
+    target alone too stands here once.
+    """
+    seed, lines = min(result["seed"] for result in results), {}
+    for result in results:
+        name, counts = system_name(result), result.get("steps")
+        if result["seed"] != seed or name.endswith(ALONE) or not (name in SYSTEMS or name.startswith(LLM)):
+            continue
+        beside = sum(part["steps"] for part in result.get("extra", {}).values())
+        numbers = {"steps": counts, "of these beside": beside}
+        numbers |= {name: result.get(name) for name in ("sequences", "tokens", "seconds")}
+        cells = {name: "" if value is None else f"{value:,.0f}" for name, value in numbers.items()}
+        for dataset, by_language in result["metrics"].items():
+            cells[f"{dataset} F1"] = f"{np.mean([values['f1'] for values in by_language.values()]):.1f}"
+        lines[name] = cells
+    table = pd.DataFrame(lines, dtype=object).T.fillna("")
+    table = table.loc[[name for name in SYSTEMS if name in lines] + sorted(set(lines) - set(SYSTEMS))]
+    return f"Measured, protocol {protocol_label(results[0])}, seed {seed}", table
 
 
 def _paper_blocks(number: int) -> list[Block]:
@@ -271,6 +305,7 @@ def write_tables(results: Sequence[dict], protocol: str, folder: Path | None = N
     own = {d: results_block(measured, d) for d in dict.fromkeys(measured["dataset"]) if d not in known}
     blocks = {f"Table {n}: {task}": table_blocks(n, frame) for n, (task, _) in TABLES.items()}
     blocks["Table 4: ablations"] = [*table4_blocks(results), *ablation_difference_blocks(results)]
+    blocks["What each system took"] = [cost_block(results)]
     text = [f"# Protocol {label}: tables", *(f"## {d}\n\n{markdown(table)}" for d, (_, table) in own.items())]
     tex = ["% needs \\usepackage{booktabs}", *(latex(block, f"tab:{protocol}-{d}") for d, block in own.items())]
     for number, (title, found) in enumerate(blocks.items(), 1):

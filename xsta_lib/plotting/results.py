@@ -52,8 +52,18 @@ from .style import (
     save,
 )
 
-SHADES = (GREY, BLUE, "#332288", GREEN, ORANGE, PINK, YELLOW, "#882255", SKY, VERMILION)  # the plainest grey
+SHADES = (  # the plainest grey
+    *(GREY, "#DDCC77", BLUE, "#332288", "#117733", "#999933", "#44AA99"),
+    *(GREEN, ORANGE, PINK, YELLOW, "#882255", SKY, VERMILION),
+)
 COLOURS = dict(zip(SYSTEMS, SHADES, strict=True))
+MODELS = ("#000000", "#444444", "#777777", "#BBBBBB")  # large language models, in turn
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """Each system's colour, the same in every picture; large language models, whose names are open, have greys."""
+    models = [name for name in names if name not in COLOURS]
+    return {name: COLOURS.get(name) or MODELS[models.index(name) % len(MODELS)] for name in names}
 
 
 def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
@@ -62,7 +72,7 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     ``frame`` is a :func:`~xsta_lib.experiments.tables.metrics_frame`; ablations and switches are left out.
     """
     part = compared_systems(frame[frame["dataset"] == dataset])
-    colours = {name: COLOURS[name] for name in systems(part)}
+    colours = colours_of(systems(part))
     averages = {name: average_with_interval(part[part["system"] == name], dataset) for name in colours}
     rows = [(name, "average", value) for name, (value, _, _) in averages.items()]
     shown = pd.concat([part[["system", "language", "f1"]], pd.DataFrame(rows, columns=["system", "language", "f1"])])
@@ -81,7 +91,7 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
 def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") -> Figure:
     """Figure 3: F1 on the source language against the mean over the target languages, by method; means over seeds."""
     part = compared_systems(frame[frame["dataset"] == dataset])
-    colours = {name: COLOURS[name] for name in systems(part)}
+    colours = colours_of(systems(part))
     names = [f"source ({source})", "mean of targets"]
     sides = pd.Categorical(np.where(part["language"] == source, *names), names)
     figure, (axes,) = panels(2.6 + 0.85 * len(colours), 3.2)  # room for the numbers on the bars

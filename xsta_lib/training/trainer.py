@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -16,98 +15,26 @@ import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.batches import Part, Row, amount, collate, collate_shared, endless_batches, rows_of
 from ..data.files import replacing
-from ..model.modeling import XStaForQuestionAnswering, XStaOutput
+from ..model.modeling import XStaForQuestionAnswering
 from . import ranks
 from .checkpoints import load_checkpoint, model_tensors, newest_checkpoint, random_state, save_checkpoint
+from .configuration import TrainingConfig, learning_rate
 from .cpu import clear_gradients, tuned
 from .log import RunLog, gradient_shares, means
 from .machine import interrupted_once, release_memory
+from .passes import Passes
 
 WATCH_EVERY = 25  # every so many steps a batch of pairs tells where its gradient comes from and what it looks at
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TRIM_EVERY = 10  # steps on a CPU: blocks of ever other sizes tear holes into the heap, half a GiB in so many steps
-ABOVE_0 = math.nextafter(0, 1)
-RANGES = {  # of TrainingConfig's numbers: kind, smallest, largest
-    **dict.fromkeys(("batch_size", "accumulation", "keep"), (int, 1, 1_000_000)),
-    "log_every": (int, 1, 1_000_000_000),
-    **dict.fromkeys(("steps", "evaluate_every", "save_every"), (int, 0, 1_000_000_000)),
-    "seed": (int, 0, 2**32 - 1),
-    "learning_rate": (float, ABOVE_0, 1),
-    "warmup": (float, 0, 1),
-    "weight_decay": (float, 0, 1),
-    "max_grad_norm": (float, ABOVE_0, 1_000_000),
-}
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message names the step, the batch, the remedy and the last good checkpoint."""
-
-
-def check_numbers(config: object, ranges: Mapping[str, tuple[type, float, float]]) -> None:
-    """Refuse, with a ValueError, fields that are no number of their kind, not finite or out of their range."""
-    for name, (kind, low, high) in ranges.items():
-        value = getattr(config, name)
-        number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-        if not (number and low <= value <= high):  # nan is in no range
-            least = "above 0" if low == ABOVE_0 else f"{low} or more"
-            raise ValueError(
-                f"{name} (--{name.replace('_', '-')}) is {value!r}; it must be a "
-                f"{'whole ' if kind is int else ''}number, {least} and at most {high:,}"
-            )
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Optimisation settings; the defaults are the paper's (section 4.2) where it gives them.
-
-    Attributes:
-        steps: optimiser steps; 0 leaves them open, which no :class:`Trainer` takes.
-        batch_size: rows (pairs, or single windows) a step, over all processes.
-        share_source: a batch of pairs holds all languages of its source windows; one source pass serves them.
-        learning_rate: peak of the linear schedule.
-        warmup: share of the steps with rising learning rate.
-        weight_decay: AdamW's, not on biases, norms, w and b.
-        max_grad_norm: clipping of the global gradient norm.
-        seed: of the batch order and of dropout.
-        precision: ``auto`` is bf16 where the machine has it, else fp32.
-        accumulation: a step's rows are read in this many parts, to save memory; contrastive negatives and
-            normalisation statistics are then those of a part.
-        gradient_checkpointing: keep fewer activations and compute them again backwards.
-        freeze_embeddings: leave the word embeddings as the backbone has them.
-        compile: ``torch.compile`` the model (with dynamic lengths); pays on a GPU, after minutes of compiling.
-        log_every, evaluate_every, save_every: in steps; 0 never evaluates or saves on the way.
-        keep: how many checkpoints stay beside the best weights.
-        tracker: a tracker that Accelerate knows, by name, such as ``tensorboard`` or ``wandb``; it must be installed.
-    """
-
-    steps: int = 0
-    batch_size: int = 32
-    share_source: bool = False
-    learning_rate: float = 3e-5
-    warmup: float = 0.1
-    weight_decay: float = 1e-4
-    max_grad_norm: float = 1.0
-    seed: int = 42
-    precision: str = "auto"
-    accumulation: int = 1
-    gradient_checkpointing: bool = False
-    freeze_embeddings: bool = False
-    compile: bool = False
-    log_every: int = 10
-    evaluate_every: int = 0
-    save_every: int = 0
-    keep: int = 1
-    tracker: str = ""
-
-    def __post_init__(self):
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
-        check_numbers(self, RANGES)
 
 
 @dataclass
@@ -138,13 +65,6 @@ class TrainingResult:
     provenance: dict = field(default_factory=dict)
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The rate of a step, counted from 0: a linear rise over the warm-up's steps, then a linear fall to 0."""
-    rising = math.ceil(config.warmup * config.steps)
-    share = step / rising if step < rising else max(0.0, (config.steps - step) / max(1, config.steps - rising))
-    return config.learning_rate * share
-
-
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW, fused; no weight decay on biases, norms and the scalars w and b (everything with fewer than 2 axes)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -153,66 +73,6 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
-def average_outputs(outputs: Sequence[XStaOutput], rows: Sequence[int]) -> XStaOutput:
-    """Loss, terms, lambda and column sums of several languages' rows as of one batch, every row counting alike.
-
-    Args:
-        outputs: of at least one language; a term that one lacks is averaged over the others.
-        rows: each one's number of rows.
-    """
-    pairs = list(zip(outputs, rows, strict=True))
-
-    def mean(values: Sequence[tuple[Tensor, int]]) -> Tensor:
-        return sum(value * count for value, count in values) / sum(count for _, count in values)
-
-    names = {name for output in outputs for name in output.losses}
-    terms = {name: [(o.losses[name], count) for o, count in pairs if name in o.losses] for name in sorted(names)}
-    mixed = [(output.mixing, count) for output, count in pairs if output.mixing is not None]
-    gaps = all(output.uniform_gap is not None for output in outputs)
-    masses = [output.teacher_mass for output in outputs if output.teacher_mass is not None]
-    return XStaOutput(
-        loss=mean([(output.loss, count) for output, count in pairs]),
-        uniform_gap=mean([(output.uniform_gap, count) for output, count in pairs]) if gaps else None,
-        losses={name: mean(values) for name, values in terms.items()},
-        mixing=mean([(value.mean(), count) for value, count in mixed]) if mixed else None,
-        teacher_mass=torch.cat(masses) if masses else None,
-    )
-
-
-class Passes(nn.Module):
-    """What a step computes in one call (one autocast, one synchronised backward): the source's pass, then its targets'.
-
-    Args:
-        model: whose passes.
-    """
-
-    def __init__(self, model: XStaForQuestionAnswering):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, source: Mapping | None = None, targets: Sequence[Mapping] = (), **target: Tensor | str
-    ) -> XStaOutput:
-        """The model's output for a batch as :func:`~xsta_lib.data.batches.collate` makes it.
-
-        Args:
-            source: the arguments of :meth:`~xsta_lib.model.modeling.XStaForQuestionAnswering.encode` for the source;
-                ``None`` reads the target alone.
-            targets: several languages that share the source, each with ``source_rows``, the source's rows that its
-                rows read; every row counts alike in the loss.
-            target: one language's arguments of the model's ``forward``.
-        """
-        encoded = None if source is None else self.model.encode(**source)
-        if not targets:
-            return self.model(**target, source=encoded)
-        outputs = []
-        for shared in targets:
-            own, rows = dict(shared), shared["source_rows"]
-            del own["source_rows"]
-            outputs.append(self.model(**own, source=encoded.map(lambda value, rows=rows: value[rows])))
-        return average_outputs(outputs, [len(shared["source_rows"]) for shared in targets])
 
 
 class Trainer:
