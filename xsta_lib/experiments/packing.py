@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.files import read_json, write_text_atomically
 from ..data.protocols import ProtocolData, load_protocol
-from ..encoders.packed import BOX, load_packed, pack
+from ..encoders.packed import BOX, WEIGHTS, load_packed, pack
 from ..prediction.evaluation import evaluate_model, provenance
 from ..training.ranks import device
 from .experiment import Experiment, experiment
@@ -110,11 +110,16 @@ def make_reader(folder: Path = BOX, progress: bool = True) -> dict:
     data = load_protocol(exp.protocol)
     paths = run_experiment(exp, data, progress)
     model, tokenizer = load_run(exp)
-    weights = pack(model, tokenizer, folder, exp.backbone, "")
+    pack(model, tokenizer, folder, exp.backbone, "")
     del model
     scores = measure_packed(folder, data, progress)
     write_text_atomically(folder / SCORES, json.dumps(scores, indent=1) + "\n")
-    result = read_result(paths[0])
+    write_card(folder, exp, read_result(paths[0]), scores)
+    return scores
+
+
+def write_card(folder: Path, exp: Experiment, result: dict, scores: dict) -> None:
+    """Write the model card: how the reader was made, from the result of its run, and its scores."""
     where, xquad = result["provenance"], scores["metrics"]["xquad"]
     card = CARD.format(
         **(exp.to_dict() | {name: result[name] for name in ("steps", "sequences", "tokens", "best_step")}),
@@ -122,7 +127,7 @@ def make_reader(folder: Path = BOX, progress: bool = True) -> dict:
         hours=result["seconds"] / 3600,
         machine=f"{where['threads']} thread(s) of a CPU ({where['cpu_capability']})",
         validation=result["validation_f1"],
-        megabytes=weights.stat().st_size / 1e6,
+        megabytes=(folder / WEIGHTS).stat().st_size / 1e6,
         unpacked=mean_f1(result["metrics"]["xquad"]),
         packed=mean_f1(xquad["gold"]),
         alone=mean_f1(xquad["none"]),
@@ -130,7 +135,6 @@ def make_reader(folder: Path = BOX, progress: bool = True) -> dict:
         tables=score_table(scores["metrics"]),
     )
     write_text_atomically(folder / "README.md", card)
-    return scores
 
 
 def check_reader(folder: Path = BOX, progress: bool = True) -> tuple[dict, list[str]]:
