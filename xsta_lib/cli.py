@@ -211,7 +211,24 @@ def _figures(args: argparse.Namespace) -> None:
         print(path)
 
 
-RUNS = _download, _check, _train, _demo, _reader, _grid, _evaluate, _answer, _figures
+def _llm(args: argparse.Namespace) -> None:
+    from .experiments.llm import run_llm
+    from .experiments.tables import markdown, metrics_frame, results_block
+
+    given = {name: value for name, value in vars(args).items() if name != "command"}
+    path, record = run_llm(**given)
+    frame = metrics_frame([record])
+    for dataset, shares in record["contains_gold"].items():
+        print("\n" + markdown(results_block(frame, dataset)[1]))
+        print("contains the gold text: " + ", ".join(f"{name} {share:.1f} %" for name, share in shares.items()))
+    counts = {name.replace("_", " "): record[name] for name in ("refused", "cut", "too_long", "tokens")}
+    print("\n" + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + f", {record['seconds']:,.0f} s")
+    if record["too_long"]:
+        print(f"xsta: did not fit the model, asked again next time: {record['too_long_ids']}", file=sys.stderr)
+    print(path)
+
+
+RUNS = _download, _check, _train, _demo, _reader, _grid, _evaluate, _answer, _llm, _figures
 COMMANDS = {run.__name__[1:]: run for run in RUNS}
 
 
@@ -236,7 +253,10 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
     train = commands.add_parser("train", help=text, argument_default=argparse.SUPPRESS)  # only what is given
     train.add_argument("--protocol", type=_text, default="demo", help="demo, parallel, a paper-* protocol, or a folder")
     train.add_argument(
-        "--method", type=_text, default="x-sta", help="zero-shot, trans-train, pairs, x-mixup(_content), x-sta"
+        "--method",
+        type=_text,
+        default="x-sta",
+        help="zero-shot, calibrenet, trans-train, lakm(_mixmrc), aa-cl, pairs, x-mixup(_content), x-sta",
     )
     train.add_argument("--without", type=_text, nargs="*", help=f"ablations of Table 4: {ABLATIONS}")
     train.add_argument("--backbone", type=_text, help="e5-small-q4, mbert, xlm-r, a folder or an id on the hub")
@@ -308,6 +328,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--strict", action="store_true", help="refuse where ids or answers are missing")
 
     _add_answer(commands)
+    text = "ask a large language model a protocol's test questions, score its answers"
+    llm = commands.add_parser("llm", help=text, description=f"{text[0].upper()}{text[1:]}; the key is OPENAI_API_KEY.")
+    llm.add_argument("--endpoint", type=_text, required=True, help="of any OpenAI-compatible server, mostly with /v1")
+    llm.add_argument("--model", type=_text, required=True, help="as the server calls it")
+    llm.add_argument("--protocol", type=_text, default="demo", help="demo, parallel, a paper-* protocol, or a folder")
+    llm.add_argument("--languages", type=_text, nargs="*", default=(), help="such as de hi; all by default")
+    llm.add_argument("--questions", type=_positive, default=0, help="so many of each language; all by default")
+
     figures = commands.add_parser("figures", help="write the figures of a protocol's results")
     figures.add_argument("--protocol", type=_text, default="demo")
     figures.add_argument("--backbone", type=_text, help="whose models --inspect looks into, if not the protocol's own")

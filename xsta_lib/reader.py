@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from .baselines import mixup  # noqa: F401  (its models are known once it is imported)
+from .baselines import aacl, calibrenet, lakm, mixup  # noqa: F401  (their models are known once imported)
 from .data.files import check_text
 from .data.squad import Question
 from .data.windows import WindowSpec

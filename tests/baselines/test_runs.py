@@ -14,7 +14,10 @@ from test_lakm import with_phrases
 
 from xsta_lib.data.squad import write_squad
 from xsta_lib.experiments.experiment import experiment
+from xsta_lib.experiments.results import load_all_results
 from xsta_lib.experiments.run import run_experiment, run_folder
+from xsta_lib.experiments.tables import cost_block
+from xsta_lib.reader import Reader
 from xsta_lib.training import trainer
 
 METHODS = {"lakm": ["knowledge"], "aa-cl": [], "calibrenet": ["boundary recovery", "base reader", "fold 0", "fold 1"]}
@@ -89,6 +92,19 @@ def runs(tmp_path_factory, backbone: Path) -> dict[str, Path]:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("method", METHODS)
+def test_reader_opens_the_model_and_gives_the_kept_answers(
+    method: str, runs: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XSTA_HOME", str(runs["whole"]))
+    folder = run_folder(experiment(str(runs["files"]), method, backbone=str(runs["backbone"]), **SETTINGS))
+    (path,) = (folder / "predictions").glob("*.de.none.json")
+    asked, kept = with_phrases().parallel["de"][:4], json.loads(path.read_text("utf-8"))
+    found = Reader(folder / "model", "cpu").answer([q.question for q in asked], [q.context for q in asked], "de")
+    assert [answer.text for answer in found] == [kept[q.id] for q in asked]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("method", METHODS)
 def test_killed_run_gives_the_same_weights_and_result(method: str, runs: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     found, exp = [], experiment(str(runs["files"]), method, backbone=str(runs["backbone"]), **SETTINGS)
     for home in ("whole", "killed"):
@@ -108,3 +124,10 @@ def test_killed_run_gives_the_same_weights_and_result(method: str, runs: dict, m
         assert counted["steps"] - sum(parts) == base == sum(folds) == 2 * recovery
         assert counted["tokens"] > sum(part["tokens"] for part in extra.values()) > 0
     assert set(counted["metrics"]) == {Path(runs["files"]).name}
+    results = load_all_results(str(runs["files"]), runs["whole"] / "results")
+    table = cost_block([result for result in results if result["method"] == method])[1]
+    beside = f"{sum(part['steps'] for part in extra.values()):,}"
+    assert table.loc[:, ["steps", "of these beside", "tokens"]].values.tolist() == [
+        [f"{counted['steps']:,}", beside, f"{counted['tokens']:,}"]
+    ]
+    assert table.index[0].startswith(method) and ("abstract" in table.index[0]) == (method != "lakm")

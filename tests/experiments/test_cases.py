@@ -46,6 +46,15 @@ def test_the_clearest_case_of_each_kind_is_chosen(test_set):
     assert read_cases(json.loads(json.dumps({"cases": [asdict(success)]}))) == [success]
 
 
+def test_large_language_models_are_shown_and_choose_nothing(test_set):
+    answers = answered(q3_calibrated="Bob Lee")
+    models = {"big": {"de": {"q3": "It was Bob Lee."}}, "small": {"de": {"q1": "Bob"}}}
+    ((plain,), (shown,)) = find_cases(test_set, answers, ["de"]), find_cases(test_set, answers, ["de"], models)
+    assert shown.answers == plain.answers | {"llm big": "It was Bob Lee."} and shown.target == plain.target
+    assert shown.f1 == plain.f1 | {"llm big": pytest.approx(100 * 2 * 2 / (4 + 2))}
+    assert read_cases(json.loads(json.dumps({"cases": [asdict(shown)]}))) == [shown]
+
+
 def test_translated_english_has_no_gold_answer_and_no_answer_of_the_test_sets_own(test_set):
     translated = [replace(q, context="Ada saw Bob Lee and Cy.", answers=()) for q in test_set.source]
     mixed = replace(test_set, source={"de": translated}, source_name="translate-test")

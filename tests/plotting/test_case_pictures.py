@@ -1,5 +1,7 @@
 """Marked answers: nothing torn, nothing lost, right to left where it must be."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +76,16 @@ def test_a_picture_shows_every_word_and_mark(language):
     assert first.get_position()[0] == (max(line) if language in RIGHT_TO_LEFT else min(line))
     right = max(text.get_position()[0] for text in axes.texts)
     assert right < axes.get_xlim()[1]
+
+
+def test_a_large_language_models_answer_is_written_out_and_not_marked():
+    target = Question("q", "Wer?", "Ada sah Bob.", (Answer("Ada", 0),))
+    answers, f1 = dict.fromkeys(READ, "Bob"), dict.fromkeys(READ, 0.0)
+    case = Case("failure", "de", target, target, "Bob", answers, f1, 1)
+    asked = Case("failure", "de", target, target, "Bob", answers | {"llm big": "Ada."}, f1 | {"llm big": 100.0}, 1)
+    plain, shown = (case_picture([one]).axes[0] for one in (case, asked))
+    more = Counter(text.get_text() for text in shown.texts) - Counter(text.get_text() for text in plain.texts)
+    assert more == Counter(["llm", "big", "(F1", "100)", "Ada."]) and len(shown.patches) == len(plain.patches)
 
 
 def test_a_source_without_gold_answer_has_no_marks():

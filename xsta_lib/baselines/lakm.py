@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
@@ -26,6 +27,7 @@ from .configuration import PlainConfig
 from .phrases import Passages, training_passages
 
 SPEC = WindowSpec(max_length=256, stride=0)
+TOGETHER = 128  # masked tokens whose logits, 250,000 each, are in memory at a time; backwards they are computed again
 MASKED = 0.15  # share of a passage's tokens
 KINDS = (0.8, 0.9)  # of these, below the first: the mask; below the second: any token; else the token itself
 
@@ -87,9 +89,15 @@ class LakmForQuestionAnswering(XStaForQuestionAnswering):
             return super().forward(input_ids, attention_mask, **inputs)
         states = self.encode(input_ids, attention_mask, **inputs).states
         masked = masked_labels >= 0
-        logits = self.masked_head(states[masked], self.encoder.get_input_embeddings().weight)
-        loss = F.cross_entropy(logits, masked_labels[masked])  # over the vocabulary, mean over the masked tokens
+        parts = zip(states[masked].split(TOGETHER), masked_labels[masked].split(TOGETHER), strict=True)
+        sums = [checkpoint(self.masked_loss, *part, use_reentrant=False) for part in parts]
+        loss = torch.stack(sums).sum() / masked.sum()
         return XStaOutput(loss=loss, losses={"knowledge": loss})
+
+    def masked_loss(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the cross-entropies over the vocabulary of some masked tokens, states (M, H), labels (M,)."""
+        logits = self.masked_head(states, self.encoder.get_input_embeddings().weight)
+        return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def mask_tokens(

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -30,11 +31,14 @@ from ..prediction.explaining import (
     silhouettes,
     tsne_frame,
 )
+from ..prediction.metrics import score
 from ..prediction.predictor import Predictor
 from ..training.machine import has_bf16
 from .experiment import Experiment, backbone_tag, experiment, place_of
+from .llm import kept_llm_answers
 from .results import results_folder
 from .run import is_trained, load_run, run_folder
+from .tables import LLM
 
 READ = ("target", "teacher", "calibrated")  # the answers that a case shows
 
@@ -47,7 +51,8 @@ class Case:
         kind: ``success`` (calibration mends the target's answer) or ``failure`` (it spoils it).
         language: the target's.
         source_answer: what the model answered in the source language.
-        answers, f1: texts and percent, by the readings of ``READ``.
+        answers, f1: texts and percent, by the readings of ``READ``, and by the names of large language models (``llm``
+            and the model) that were asked the question.
         found: how many questions of the language are of this kind.
     """
 
@@ -62,7 +67,10 @@ class Case:
 
 
 def find_cases(
-    test: TestSet, answers: Mapping[str, Mapping[str, Mapping[str, str]]], languages: Sequence[str]
+    test: TestSet,
+    answers: Mapping[str, Mapping[str, Mapping[str, str]]],
+    languages: Sequence[str],
+    models: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType({}),
 ) -> list[Case]:
     """The clearest success and failure of calibration in each language; a kind that does not occur is left out.
 
@@ -74,6 +82,7 @@ def find_cases(
         test: questions with their source.
         answers: by reading, language and id, of every reading in ``READ``.
         languages: of the cases; each must be among the test's.
+        models: what large language models answered, by model, language and id; they are shown and choose nothing.
     """
     scores = {reading: score_answers(test, answers[reading]).scores for reading in READ}
     own_english = {question.id: question for question in test.questions.get("en", ())}
@@ -93,6 +102,10 @@ def find_cases(
                 key = places[0][-1]
                 texts = {name: answers[name][language].get(key, "") for name in READ}  # none where no span was valid
                 f1 = {name: 100 * scores[name][language][key].f1 for name in READ}
+                for model, by_language in models.items():
+                    if (text := by_language.get(language, {}).get(key)) is not None:
+                        texts[LLM + model] = text
+                        f1[LLM + model] = 100 * score(text, targets[key].golds, language, test.rule).f1
                 same = key in own_english and own_english[key].context == english[key].context
                 english_answer = answers["calibrated"]["en"].get(key, "") if same else ""  # not of translated English
                 cases.append(Case(kind, language, english[key], targets[key], english_answer, texts, f1, len(places)))
@@ -190,7 +203,8 @@ def inspect_cases(exp: Experiment, test: TestSet) -> dict:
     folder = run_folder(exp) / "predictions"
     if not kept_answers(folder, test, test.source_name):
         evaluate_once(folder, *load_run(exp), test, test.source_name, ("calibrated", "target", "teacher"))
-    found = find_cases(test, kept_answers(folder, test, test.source_name)["answers"], _languages(test))
+    answers, models = kept_answers(folder, test, test.source_name)["answers"], kept_llm_answers(exp.protocol, test)
+    found = find_cases(test, answers, _languages(test), models)
     if test.name != OWN:
         found = [case for case in found if case.language == found[0].language]
     return {"note": TEXTS[test.name][0], "cases": [asdict(case) for case in found]}
@@ -200,7 +214,8 @@ def read_cases(record: Mapping) -> list[Case]:
     """The cases of :func:`inspect_cases`."""
 
     def question(side: Mapping) -> Question:
-        return Question(**{**side, "answers": tuple(Answer(**answer) for answer in side["answers"])})
+        answers, texts = (Answer(**answer) for answer in side["answers"]), side.get("texts", ())
+        return Question(**{**side, "answers": tuple(answers), "texts": tuple(texts)})
 
     cases = record["cases"]
     return [Case(**{**c, "source": question(c["source"]), "target": question(c["target"])}) for c in cases]

@@ -125,7 +125,8 @@ class _Column:
         self.text(question.question, language, weight="bold")
         spans = {}
         for gold in question.answers[:1]:  # translated English has none
-            places = {style: locate(question.context, text, gold.start) for style, text in answers.items()}
+            drawn = {style: text for style, text in answers.items() if style in MARKS}
+            places = {style: locate(question.context, text, gold.start) for style, text in drawn.items()}
             spans = {"gold": (gold.start, gold.end)} | {style: span for style, span in places.items() if span}
         self.text(question.context, language, spans)
 
@@ -142,7 +143,7 @@ def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
     left.passage(case.source, "en", {"calibrated": case.source_answer})
     right.passage(case.target, case.language, case.answers)
     left.y = low = max(left.y, right.y) + EM
-    for name, title in TITLES.items():
+    for name, title in {**TITLES, **{name: name for name in case.answers if name not in TITLES}}.items():
         _Column(axes, right.left, half, low).text(f"{title} (F1 {case.f1[name]:.0f})", "en")
         answer = _Column(axes, right.left + 0.4 * half, 0.6 * half, low)
         answer.text(case.answers[name] or "(none)", case.language)
@@ -153,7 +154,7 @@ def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
 
 
 def case_picture(cases: Sequence[Case], note: str = "") -> Figure:
-    """Cases below each other: source and target passage side by side, answers marked, the three answers written out.
+    """Cases below each other: source and target passage side by side, answers marked, and all answers written out.
 
     ``MARKS`` says what is marked how. ``note`` stands at the bottom, such as where the texts come from.
     """

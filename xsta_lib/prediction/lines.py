@@ -58,11 +58,7 @@ def finished(output: Path, requests: Sequence[dict], model: str) -> int:
     Raises:
         ValueError: they are answers to other questions or of another model.
     """
-    if not output.exists():
-        return 0
-    raw = output.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    lines = whole.decode("utf-8", "replace").split("\n")[:-1]
+    lines = whole_lines(output)
     remedy = "name another --output, or delete this file"
     for number, line in enumerate(lines, 1):
         try:
@@ -73,11 +69,23 @@ def finished(output: Path, requests: Sequence[dict], model: str) -> int:
         wanted = requests[number - 1] if number <= len(requests) else {}
         if kept != (wanted.get("question"), wanted.get("id"), model):
             raise ValueError(f"{output}, line {number}: the answer to another question or of another model; {remedy}")
-    if len(whole) < len(raw):
-        warnings.warn(f"{output}: its last line was not whole; it is answered again", stacklevel=2)
-        with output.open("rb+") as file:
-            file.truncate(len(whole))
+    cut_torn_line(output)
     return len(lines)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that grows line by line, without one that was torn; none where there is no file."""
+    raw = path.read_bytes() if path.exists() else b""
+    return raw[: raw.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut a torn last line off such a file, and say so."""
+    raw = path.read_bytes() if path.exists() else b""
+    if torn := len(raw) - raw.rfind(b"\n") - 1:
+        warnings.warn(f"{path}: its last line was not whole; it is answered again", stacklevel=3)
+        with path.open("rb+") as file:
+            file.truncate(len(raw) - torn)
 
 
 def answer_lines(
