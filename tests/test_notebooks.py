@@ -42,8 +42,8 @@ def execute(folder, environment, name: str, *options: str) -> nbformat.NotebookN
 
 
 def same(found: str, kept: str) -> bool:
-    """Equal texts; times, white space and the rounding of numbers aside."""
-    found, kept = (re.sub(r"[\d:]+ left", "", text) for text in (found, kept))
+    """Equal texts; times, white space, an answer's scores (bfloat16 rounds them) and the rounding of numbers aside."""
+    found, kept = (re.sub(r"[\d:]+ left|score=[\de.-]+", "", text) for text in (found, kept))
     texts = [re.sub(r"[\s-]+", " ", NUMBER.sub("0", text)) for text in (found, kept)]
     numbers = [list(map(float, NUMBER.findall(text))) for text in (found, kept)]
     return texts[0] == texts[1] and numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.005)
