@@ -73,7 +73,7 @@ bench: .venv/.ready
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/method_cost.py
 
-# On a GPU: the throughput benchmark, then all four systems and the grids under compact, with figures.
+# On a GPU: the throughput benchmark, then the systems and the grids under parallel, with figures.
 gpu: .venv/.ready
 	bash benchmarks/gpu.sh $(BIN)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One command on a machine with a GPU: the throughput benchmark, then the compact protocol: systems, grids, figures.
+# One command on a machine with a GPU: the throughput benchmark, then the protocol parallel: systems, grids, figures.
 # It goes on where it stopped. A part of it, or a try on a CPU, by variables (tests/test_gpu_script.py does so):
 #   PROTOCOL         a protocol's name or a folder of your own files
 #   METHODS, GRIDS   what is trained, by name; grids have the protocol's own settings whatever TRAIN says
@@ -8,10 +8,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${1:-.venv/bin}
-protocol=${PROTOCOL:-compact}
-if [ "$protocol" = compact ] && [ -z "${XSTA_DATA:-}" ]; then "$bin/xsta" download compact; fi
+protocol=${PROTOCOL:-parallel}
+if [ "$protocol" = parallel ] && [ -z "${XSTA_DATA:-}" ]; then "$bin/xsta" download parallel; fi
 "$bin/python" benchmarks/throughput.py --protocol "$protocol" ${BENCHMARK:---paper-size}
-for method in ${METHODS:-zero-shot trans-train x-mixup x-sta}; do
+for method in ${METHODS:-zero-shot trans-train pairs x-mixup x-mixup_content x-sta}; do
   "$bin/xsta" train --protocol "$protocol" --method "$method" ${TRAIN:-}
 done
 for grid in ${GRIDS-ablations seeds gamma layers}; do

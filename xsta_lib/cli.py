@@ -310,7 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     download = commands.add_parser("download", help="fetch and check published data")
-    download.add_argument("what", type=_text, help="xquad, mlqa, tydiqa, squad, xtreme, compact or all")
+    download.add_argument("what", type=_text, help="xquad, mlqa, tydiqa, squad, xtreme, parallel or all")
     download.add_argument("--languages", type=_text, nargs="*", default=[])
 
     check = commands.add_parser("check", help="read a folder, a file or a protocol without training; say what is found")

@@ -13,12 +13,16 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event, Lock
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
 from ..data.squad import Question
 from ..prediction.lines import cut_torn_line, whole_lines
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 PROMPT = """Answer the question with a span of the passage: the shortest one that answers it, copied letter by letter, \
 in the passage's language. Write that span and nothing else.
@@ -70,7 +74,7 @@ def open_client(endpoint: str, retries: int = RETRIES, patience: float = PATIENC
     return OpenAI(base_url=endpoint, api_key=secret, max_retries=retries, timeout=patience)
 
 
-def ask(client, model: str, prompt: str) -> dict[str, object]:
+def ask(client: "OpenAI", model: str, prompt: str) -> dict[str, object]:
     """One answer: ``answer`` (empty where the model refuses), ``finish`` (why it ended), tokens and seconds.
 
     Raises:
@@ -136,7 +140,12 @@ def read_answers(path: Path) -> dict[str, dict]:
 
 
 def ask_all(
-    client, model: str, questions: Mapping[str, Question], path: Path, together: int = TOGETHER, progress: bool = True
+    client: "OpenAI",
+    model: str,
+    questions: Mapping[str, Question],
+    path: Path,
+    together: int = TOGETHER,
+    progress: bool = True,
 ) -> dict[str, dict]:
     """The answers to some questions by key, each written to a file (JSON lines) as it comes and never asked for again.
 
@@ -165,6 +174,7 @@ def ask_all(
     ):
 
         def work(key: str) -> None:
+            """Ask one question and keep its answer, unless another one has failed."""
             if stop.is_set():
                 return
             line = {"key": key, "id": questions[key].id, "model": model}
