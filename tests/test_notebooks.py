@@ -76,6 +76,16 @@ def test_a_notebook_of_what_nobody_measured_says_how_to_measure_it(copy, name):
     assert "not measured" in said and "--protocol paper-xquad" in said
 
 
+def test_every_cell_has_its_place_on_a_slide_and_every_exercise_its_solution():
+    files = {path.stem: nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    solved = {cell.source[3:5] for cell in files["solutions"].cells if cell.source.startswith("## ")}
+    for name in ("00", "01", "03", "07", "08", "09", "10"):
+        (notebook,) = (found for stem, found in files.items() if stem.startswith(name))
+        assert all("slide_type" in cell.metadata.slideshow for cell in notebook.cells), name
+        (exercise,) = (cell.source for cell in notebook.cells if cell.source.startswith("**Exercise** ("))
+        assert "minutes" in exercise and "`assert " in exercise and name in solved, name
+
+
 def test_comparing_notices_what_changed():
     text = {"text": "F1 41.80, answer Óbidos, 0:12 left"}
     compare([[text]], [[{"text": "F1  41.79,\nanswer Óbidos, 1:02:03 left"}]])

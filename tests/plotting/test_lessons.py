@@ -11,7 +11,6 @@ from xsta_lib.data.batches import Row
 from xsta_lib.plotting.lessons import (
     attention_heatmaps,
     batch_shapes,
-    gradient_bars,
     language_shift,
     padding_share,
     selection_curve,
@@ -72,6 +71,7 @@ def test_heat_maps_have_every_cell_in_its_place_on_one_scale():
     assert [text.get_text() for text in left.get_xticklabels()] == ["the", "old", "the"]
     assert left.yaxis_inverted()  # the first token stands on top
     assert attention_heatmaps({"a": first + 1}, from_zero=False).axes[0].collections[0].get_clim() == (1.0, 1.5)
+    assert attention_heatmaps({"a": first}, highest=0.3).axes[0].collections[0].get_clim() == (0.0, 0.3)
 
 
 def test_sentences_lie_where_tsne_put_them():
@@ -94,13 +94,6 @@ def test_sentences_lie_where_tsne_put_them():
     assert key["example 1"].get_marker() == "o"  # "r", drawn second and fourth
     corners = [len(path.vertices) for path in marked.get_paths()]
     assert corners[0] == corners[2] < corners[1] == corners[3]  # a square has fewer than a circle
-
-
-def test_gradients_are_grouped_by_tensor():
-    axes = gradient_bars({"GDKS": {"source": 0.0, "target": 0.5}, "vanilla": {"source": 0.4, "target": 0.3}}).axes[0]
-    assert [[bar.get_height() for bar in bars] for bars in axes.containers] == [[0.0, 0.5], [0.4, 0.3]]
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["source", "target"]
-    assert [text.get_text() for text in axes.texts] == ["0", "0.5", "0.4", "0.3"]
 
 
 def test_states_are_projected_on_the_line_between_the_first_means():

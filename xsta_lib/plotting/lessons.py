@@ -1,4 +1,4 @@
-"""Pictures of the inside of a model (Figures 4 and 5, distributions, gradients) and of its training."""
+"""Pictures of the inside of a model (Figures 4 and 5, distributions) and of its training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..data.batches import Part, Row, row_sides
 from ..prediction.explaining import Explanation, piece_text
-from .style import BESIDE, BLUE, MARKERS, PALETTE, VERMILION, grouped_bars, legend, panels, use_fonts
+from .style import BESIDE, BLUE, MARKERS, PALETTE, VERMILION, legend, panels, use_fonts
 
 
 def padding_share(parts: Sequence[Part], batches: Sequence[Sequence[Row]], multiple: int = 32) -> float:
@@ -51,7 +51,8 @@ def training_curves(log: Sequence[dict]) -> Figure:
     left.set(xlabel="step", ylabel="nats", title="loss terms")
     legend(left, **BESIDE)
     if "lambda" in frame:
-        right.plot(frame["step"], frame["lambda"], color=BLUE)
+        kept = frame[["step", "lambda"]].dropna()  # steps without pairs have none
+        right.plot(kept["step"], kept["lambda"], color=BLUE, marker="." if len(kept) < 40 else "")
     right.set(xlabel="step", ylabel="lambda", title="weight of the target's own attention")
     return figure
 
@@ -85,7 +86,10 @@ def selection_curve(steps: Sequence[int], scores: Sequence[float]) -> Figure:
 
 
 def attention_heatmaps(
-    frames: Mapping[str, pd.DataFrame], label: str = "attention, heads averaged", from_zero: bool = True
+    frames: Mapping[str, pd.DataFrame],
+    label: str = "attention, heads averaged",
+    from_zero: bool = True,
+    highest: float | None = None,
 ) -> Figure:
     """Figure 4: heat maps side by side on one colour scale; rows are target tokens, columns source tokens.
 
@@ -93,12 +97,14 @@ def attention_heatmaps(
         frames: by title, as :func:`~xsta_lib.prediction.explaining.question_attention` returns them.
         label: what the colour stands for.
         from_zero: begin the colour scale at 0, not at the smallest value.
+        highest: where the colour scale ends, so that pictures can be compared; by default at the largest value.
     """
     use_fonts()
     rows, columns = next(iter(frames.values())).shape
     figure, sides = panels(max(4.5, 1.4 + 0.3 * columns) * len(frames), max(3, 1.6 + 0.27 * rows), len(frames))
     values = np.concatenate([frame.to_numpy().ravel() for frame in frames.values()])
-    scale = {"vmin": 0.0 if from_zero else values.min(), "vmax": values.max(), "cmap": "Blues", "cbar": False}
+    limits = 0.0 if from_zero else values.min(), values.max() if highest is None else highest
+    scale = {"vmin": limits[0], "vmax": limits[1], "cmap": "Blues", "cbar": False}
     for axes, (title, frame) in zip(sides, frames.items(), strict=True):
         names = {"xticklabels": list(frame.columns), "yticklabels": list(frame.index)}  # tokens may repeat
         seaborn.heatmap(frame.to_numpy(), ax=axes, **scale, **names)
@@ -154,15 +160,27 @@ def _name_tokens(axes: Axes, tokens: Sequence[str], weights: np.ndarray, count: 
     axes.tick_params(axis="x", labelrotation=40, labelsize=8)
 
 
-def distribution_lines(found: Explanation, side: int = 0) -> Figure:
-    """The three distributions of an answer's start (``side`` 0) or end (1) over the target's tokens."""
+def distribution_lines(found: Explanation, side: int = 0, around: int = 0) -> Figure:
+    """The distributions of an answer's start (``side`` 0) or end (1) over the target's tokens, as many as there are.
+
+    With ``around`` only so many tokens on either side of the calibrated peak are drawn, every one with its name.
+    """
     use_fonts()
     figure, (axes,) = panels(9, 3.2)
-    frame = pd.DataFrame({name: getattr(found, name)[:, side] for name in ("target", "teacher", "calibrated")})
-    for name, colour, marker in zip(frame, ("black", BLUE, VERMILION), MARKERS, strict=False):
+    looks = {"target": ("black", "o"), "teacher": (BLUE, "s"), "calibrated": (VERMILION, "D")}
+    frame = pd.DataFrame({name: p[:, side] for name in looks if (p := getattr(found, name)) is not None})
+    for name in frame:
+        colour, marker = looks[name]
         axes.plot(frame[name], color=colour, marker=marker, markersize=3, linewidth=1, label=name)
-    _name_tokens(axes, found.target_tokens, frame.max(axis=1).to_numpy())
     axes.set(ylabel=f"p of the {('start', 'end')[side]}", xlabel="the target's tokens, the likeliest named")
+    _name_tokens(axes, found.target_tokens, frame.max(axis=1).to_numpy())
+    if around:
+        peak = int(frame["calibrated"].argmax())
+        near = range(max(0, peak - around), min(len(frame), peak + around + 1))
+        axes.set(
+            xlim=(near[0] - 0.5, near[-1] + 0.5), xlabel=f"the target's tokens, {around} to either side of the peak"
+        )
+        axes.set_xticks(near, [piece_text(found.target_tokens[place]) for place in near])
     legend(axes)
     return figure
 
@@ -198,19 +216,6 @@ def language_shift(spaces: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         axes.set(title=title, yticks=[], ylabel="", xlabel="along the line between the two means before")
         axes.get_legend().set(frame_on=False)
         axes.spines["left"].set_visible(False)
-    return figure
-
-
-def gradient_bars(norms: Mapping[str, Mapping[str, float]]) -> Figure:
-    """How much gradient reaches what, by way of sharing and tensor: a group of bars a tensor, a bar a way."""
-    frame = pd.DataFrame(norms).rename_axis("tensor").reset_index().melt("tensor", var_name="way", value_name="norm")
-    figure, (axes,) = panels(7, 2.8)
-    grouped_bars(axes, frame, "tensor", "norm", "way", dict(zip(norms, PALETTE, strict=False)))
-    for bars in axes.containers:
-        axes.bar_label(bars, fmt="%.2g", fontsize=8, padding=1)
-    axes.set(ylabel="norm of the gradient")
-    axes.margins(y=0.15)
-    legend(axes)
     return figure
 
 
