@@ -38,7 +38,7 @@ lab: .venv/.ready
 # The notebooks in their smallest size, as CI runs them.
 check: .venv/.ready
 	@for notebook in $(NOTEBOOKS); do \
-	  mkdir -p runs/notebooks; echo "running $$notebook, smallest size"; \
+	  mkdir -p runs/notebooks; echo "$$(date +%T) $$notebook, smallest size"; \
 	  $(BIN)/papermill --no-progress-bar --cwd notebooks -p small True $$notebook runs/notebooks/small-$$(basename $$notebook) || exit 1; \
 	done
 
