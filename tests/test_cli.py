@@ -19,6 +19,7 @@ from project import ROOT
 
 from xsta_lib import cli
 from xsta_lib.experiments.experiment import experiment
+from xsta_lib.options import build_parser
 
 QUESTION = {"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]}
 GOLD = {"data": [{"title": "t", "paragraphs": [{"context": "Ada met Bob.", "qas": [QUESTION]}]}]}
@@ -77,7 +78,7 @@ def xsta(*arguments: str) -> tuple[int, str]:
 
 
 def options(command: str) -> list[argparse.Action]:
-    (commands,) = (action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in build_parser("")._actions if isinstance(action, argparse._SubParsersAction))
     return [action for action in commands.choices[command]._actions if action.dest != "help"]
 
 

@@ -15,10 +15,11 @@ ALLOWED = {
     "training": {"encoders", "data", "model"},
     "prediction": {"encoders", "data", "model", "training"},
     "baselines": {"encoders", "data", "model", "training", "prediction"},
-    "experiments": {"encoders", "data", "model", "training", "prediction", "baselines"},
-    "plotting": {"encoders", "data", "model", "training", "prediction", "baselines", "experiments"},
+    "translation": {"encoders", "data", "model", "training", "prediction"},
+    "experiments": {"encoders", "data", "model", "training", "prediction", "baselines", "translation"},
+    "plotting": {"encoders", "data", "model", "training", "prediction", "baselines", "translation", "experiments"},
 }
-TOP = {"__init__", "cli", "reader"}
+TOP = {"__init__", "cli", "options", "reader"}
 
 
 def imports(path: Path) -> set[tuple[str, ...]]:

@@ -14,10 +14,9 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from . import __version__
+from .options import build_parser
 
 DEMO_BYTES, DEMO_STEPS = 1_000_000_000, 40  # one model of 470 MB
-ABLATIONS = "gdks, atgc, atgc_inference, rep_norm, alignment_sentence, alignment_token"
 
 
 def _download(args: argparse.Namespace) -> None:
@@ -34,7 +33,7 @@ def _download(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     from .data.check import check
 
-    findings = check(args.what)
+    findings = check(args.what, args.source_language)
     print(findings)
     count = len(findings.faults if args.strict else findings.errors)
     if count:
@@ -44,7 +43,8 @@ def _check(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace) -> None:
     from .data.protocols import load_protocol
 
-    data = load_protocol(args.protocol, strict=True) if "strict" in vars(args) else None
+    source = {name: value for name, value in vars(args).items() if name == "source_language"}
+    data = load_protocol(args.protocol, strict=True, **source) if "strict" in vars(args) else None
     from .experiments.experiment import experiment
     from .experiments.run import run_experiment
     from .training.machine import peak_memory_bytes
@@ -132,7 +132,8 @@ def _reader(args: argparse.Namespace) -> None:
 def _grid(args: argparse.Namespace) -> None:
     from .experiments.run import run_grid
 
-    for result in run_grid(args.name, args.protocol, **({"backbone": args.backbone} if args.backbone else {})):
+    backbone = {"backbone": args.backbone} if args.backbone else {}
+    for result in run_grid(args.name, args.protocol, source_language=args.source_language, **backbone):
         print(result["method"], *result["without"], *result["config"]["switches"], "seed", result["seed"])
 
 
@@ -189,13 +190,16 @@ def _answer(args: argparse.Namespace) -> None:
     open_reader = partial(_open_reader, args.model, detects=not args.language)
     if args.batch:
         output = Path(args.output) if args.output else None
-        answer_lines(read_requests(args.batch), open_reader, model, output, args.language, count or 3)
+        model += f" with {args.translate}" if args.translate else ""
+        answer_lines(read_requests(args.batch), open_reader, model, output, args.language, count or 3, args.translate)
         return
     context = read_text("/dev/stdin" if args.context == "-" else args.context)
     source = (args.source_question, read_text(args.source_context)) if args.source_context else None
-    answer = open_reader().answer(args.question, context, args.language, source, count or 3)
+    answer = open_reader().answer(args.question, context, args.language, source, count or 3, args.translate)
     if answer.detected:
         print(f"xsta: read as {answer.language!r}; --language sets another", file=sys.stderr)
+    if answer.source and not args.json:
+        print("xsta: read beside " + " | ".join(answer.source), file=sys.stderr)
     if answer.reason:
         print(f"xsta: no answer: {answer.reason}", file=sys.stderr)
     if args.json:
@@ -212,7 +216,7 @@ def _figures(args: argparse.Namespace) -> None:
     from .plotting.results import write_figures
 
     if args.inspect and not inspect_models(args.protocol, backbone=args.backbone):
-        need = f"its own x-sta run on this machine and a test set with English ({', '.join(TEXTS)})"
+        need = f"its own x-sta run on this machine and a test set with its source ({', '.join(TEXTS)})"
         print(f"xsta: Figures 4 to 6 of {args.protocol!r} need {need}; the others are drawn", file=sys.stderr)
     for path in write_figures(args.protocol):
         print(path)
@@ -235,119 +239,49 @@ def _llm(args: argparse.Namespace) -> None:
     print(path)
 
 
-RUNS = _download, _check, _train, _demo, _reader, _grid, _evaluate, _answer, _llm, _figures
+def _translate(args: argparse.Namespace) -> None:
+    from .translation.corpus import translate_test, translate_training
+    from .translation.engines import open_engine
+
+    folder, options = Path(args.folder), {"overwrite": args.overwrite}
+    try:
+        if args.test:
+            if args.back or args.threshold is not None:
+                raise ValueError("--back and --threshold belong to training files, not to --test")
+            if len(args.to) > 1:
+                raise ValueError(f"--to {' '.join(args.to)}: --test writes one language, the source of training")
+            files = translate_test(folder, args.languages, open_engine(args.engine), *args.to, **options)
+        else:
+            from .translation.spans import Projector
+
+            if len(args.languages) > 1:
+                raise ValueError(f"--from {' '.join(args.languages)}: training files are made of one language's")
+            options |= {"source": (args.languages or ["en"])[0], "threshold": args.threshold, "back": args.back}
+            files = translate_training(folder, args.to, open_engine(args.engine), Projector(), **options)
+        for made in files:
+            print(made, flush=True)
+    except KeyboardInterrupt:
+        print("\nxsta: stopped; what was translated is kept: run the same command again to go on", file=sys.stderr)
+        raise
+
+
+def _projection(args: argparse.Namespace) -> None:
+    from .data.files import home
+    from .experiments.projection import case, fit_projector, measure_all, projection_table
+    from .plotting.projections import projection_heatmap, projection_picture
+    from .plotting.style import save
+
+    if args.fit:
+        print(fit_projector())
+    print(path := measure_all())
+    table, figures = projection_table(path), home() / "figures"
+    print(table.round(1).to_string())
+    print(save(projection_heatmap(table, "F1 of projected spans, XQuAD's other half"), figures / "projection.png"))
+    print(save(projection_picture(*case()), figures / "projection-scripts.png"))
+
+
+RUNS = _download, _check, _train, _demo, _reader, _grid, _evaluate, _answer, _llm, _translate, _projection, _figures
 COMMANDS = {run.__name__[1:]: run for run in RUNS}
-
-
-def _text(value: str) -> str:
-    """What an option takes as text: not blank, and readable as Unicode."""
-    if not value.strip():
-        raise argparse.ArgumentTypeError("is blank; give a value")
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise argparse.ArgumentTypeError(f"{value!r} is no Unicode text; mend it, or rename the file")
-    return value
-
-
-def _positive(value: str) -> int:
-    """What an option takes as a count."""
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1000:
-        raise argparse.ArgumentTypeError(f"{value!r} is no whole number from 1 to 1000")
-    return int(value)
-
-
-def _add_train(commands: "argparse._SubParsersAction") -> None:
-    text = "train one method under a protocol, evaluate it, write its result"
-    train = commands.add_parser("train", help=text, argument_default=argparse.SUPPRESS)  # only what is given
-    train.add_argument("--protocol", type=_text, default="demo", help="demo, parallel, a paper-* protocol, or a folder")
-    train.add_argument(
-        "--method",
-        type=_text,
-        default="x-sta",
-        help="zero-shot, calibrenet, trans-train, lakm(_mixmrc), aa-cl, pairs, x-mixup(_content), x-sta",
-    )
-    train.add_argument("--without", type=_text, nargs="*", help=f"ablations of Table 4: {ABLATIONS}")
-    train.add_argument("--backbone", type=_text, help="e5-small-q4, mbert, xlm-r, a folder or an id on the hub")
-    kinds = {"seed": int, "batch-size": int, "epochs": float, "dropout": float, "learning-rate": float}
-    for name, kind in kinds.items():
-        train.add_argument(f"--{name}", type=kind)
-    train.add_argument("--steps", type=int, help="optimiser steps, instead of --epochs")
-    train.add_argument("--precision", type=_text, help="auto, fp32, bf16 or fp16")
-    train.add_argument("--accumulation", type=int, help="read a step's rows in so many parts, to save memory")
-    train.add_argument("--share-source", action="store_true", help="one English pass for all languages of a question")
-    train.add_argument("--freeze-embeddings", action="store_true", help="leave the word embeddings as they are")
-    train.add_argument("--equal-tokens", action="store_true", help="trans-train: as many tokens as pairs, not rows")
-    train.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    train.add_argument("--compile", action="store_true", help="torch.compile; pays on a GPU")
-    train.add_argument("--tracker", type=_text, help="tensorboard, wandb or another tracker that Accelerate knows")
-    train.add_argument("--save-every", type=int, help="steps between checkpoints")
-    train.add_argument("--strict", action="store_true", help="refuse data of which anything is left out or repaired")
-    train.add_argument("--keep", type=int, help="checkpoints that stay")
-
-
-def _add_answer(commands: "argparse._SubParsersAction") -> None:
-    text = "answer a question from a text file, or a file of questions"
-    answer = commands.add_parser("answer", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    answer.add_argument("question", type=_text, nargs="?", help="in any language the reader knows")
-    answer.add_argument("context", type=_text, nargs="?", help="a UTF-8 text file, or - for standard input")
-    answer.add_argument("--model", type=_text, help="a folder or hub id; by default the reader in the box")
-    answer.add_argument(
-        "--language", type=_text, help="of question and context, such as de; by default it is found out"
-    )
-    answer.add_argument("--source-question", type=_text, help="the question in English")
-    answer.add_argument("--source-context", type=_text, help="a file with the context in English")
-    answer.add_argument("--n-best", type=_positive, help="print so many spans with their scores")
-    answer.add_argument("--json", action="store_true", help="print all that is known of the answer, as JSON")
-    lines = "answer a file of JSON lines with question and context (id, language, source_question, source_context)"
-    answer.add_argument("--batch", type=_text, metavar="FILE", help=lines)
-    answer.add_argument(
-        "--output", type=_text, metavar="FILE", help="where --batch writes; run again, it goes on there"
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="xsta", description=__doc__.splitlines()[0])
-    parser.add_argument("--version", action="version", version=f"xsta {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    download = commands.add_parser("download", help="fetch and check published data")
-    download.add_argument("what", type=_text, help="xquad, mlqa, tydiqa, squad, xtreme, parallel or all")
-    download.add_argument("--languages", type=_text, nargs="*", default=[])
-
-    check = commands.add_parser("check", help="read a folder, a file or a protocol without training; say what is found")
-    check.add_argument("what", type=_text, help="a folder of your own files, a SQuAD-format file, or a protocol")
-    check.add_argument("--strict", action="store_true", help="exit status 1 where anything is left out or repaired")
-
-    _add_train(commands)
-    box = commands.add_parser("reader", help="measure the reader in the box on its test sets again, or make it anew")
-    box.add_argument("--make", action="store_true", help="train, pack and measure it, over the one that is there")
-    commands.add_parser("demo", help="answer questions in seven languages, then train for some steps; with pictures")
-
-    grid = commands.add_parser("grid", help="measure what is missing of a table's or figure's grid")
-    grid.add_argument("--name", type=_text, required=True, help="methods, ablations, gamma, layers, seeds or variants")
-    grid.add_argument("--protocol", type=_text, default="demo")
-    grid.add_argument("--backbone", type=_text)
-
-    evaluate = commands.add_parser("evaluate", help="score predictions in the official {id: text} form")
-    evaluate.add_argument("--predictions", type=_text, required=True)
-    evaluate.add_argument("--gold", type=_text, required=True, help="a SQuAD-format file")
-    evaluate.add_argument("--language", type=_text, required=True)
-    evaluate.add_argument("--rule", choices=("mlqa", "squad"), default="squad")
-    evaluate.add_argument("--strict", action="store_true", help="refuse where ids or answers are missing")
-
-    _add_answer(commands)
-    text = "ask a large language model a protocol's test questions, score its answers"
-    llm = commands.add_parser("llm", help=text, description=f"{text[0].upper()}{text[1:]}; the key is OPENAI_API_KEY.")
-    llm.add_argument("--endpoint", type=_text, required=True, help="of any OpenAI-compatible server, mostly with /v1")
-    llm.add_argument("--model", type=_text, required=True, help="as the server calls it")
-    llm.add_argument("--protocol", type=_text, default="demo", help="demo, parallel, a paper-* protocol, or a folder")
-    llm.add_argument("--languages", type=_text, nargs="*", default=(), help="such as de hi; all by default")
-    llm.add_argument("--questions", type=_positive, default=0, help="so many of each language; all by default")
-
-    figures = commands.add_parser("figures", help="write the figures of a protocol's results")
-    figures.add_argument("--protocol", type=_text, default="demo")
-    figures.add_argument("--backbone", type=_text, help="whose models --inspect looks into, if not the protocol's own")
-    figures.add_argument("--inspect", action="store_true", help="look into the models trained here, for Figures 4 to 6")
-    return parser
 
 
 def _complain(error: Exception, fault: str = "") -> int:
@@ -367,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for a console that lacks an answer's letters
     warnings.formatwarning = lambda message, *_: f"xsta: {message}\n"
-    args = _parser().parse_args(arguments)
+    args = build_parser(__doc__.splitlines()[0]).parse_args(arguments)
     try:
         COMMANDS[args.command](args)
         sys.stdout.flush()

@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .baselines import aacl, calibrenet, lakm, mixup  # noqa: F401  (their models are known once imported)
 from .data.files import check_text
+from .data.folders import language_name
 from .data.squad import Question
 from .data.windows import WindowSpec
 from .encoders.backbones import load_reader, max_window
@@ -22,7 +24,7 @@ NO_ANSWER = "the reader finds it likelier that the context does not have the ans
 
 
 class Reader:
-    """Answers questions in any language it was trained on, with or without the English version beside.
+    """Answers questions in any language it was trained on, with or without their source-language version beside.
 
     Args:
         model: a folder written by training or by ``pack``, or any extractive question-answering checkpoint, a folder or
@@ -38,11 +40,13 @@ class Reader:
 
     def __init__(self, model: str | Path | None = None, device: str | None = None, no_answer: bool | None = None):
         self.name = BOX.name if model is None else str(model)
+        self._engines: dict = {}  # of translation, by the names that were given
         loaded, tokenizer = _load(model)
         loaded.to(device or default_device())
         ours = isinstance(loaded, XStaForQuestionAnswering)
         self.no_answer = not ours if no_answer is None else no_answer
         self.reads_pairs = ours and loaded.config.reads_pairs
+        self.source_language = loaded.config.source_language if self.reads_pairs else None
         spec = _spec(max_window(loaded.encoder if ours else loaded, tokenizer))
         bf16 = ours and has_bf16(loaded.device)
         self.predictor = Predictor(loaded if ours else PlainReader(loaded), tokenizer, spec=spec, autocast=bf16)
@@ -54,25 +58,30 @@ class Reader:
         language: str | Sequence[str | None] | None = None,
         source: tuple[str, str] | Sequence[tuple[str, str] | None] | None = None,
         n_best: int = 3,
+        translate: "str | Engine | None" = None,  # noqa: F821  (its module is imported by those who use one)
     ) -> ReaderAnswer | list[ReaderAnswer]:
         """The answer of each question, a span of its context, or an empty one with the reason why there is none.
 
         Args:
             question, context: one of each, or as many of one as of the other; then the answers are a list, in order.
             language: of question and context, such as ``"de"``; one for all or one each. ``None`` finds it out.
-            source: the same question and context in English, or a list of such pairs (``None`` where there is none);
-                ``None`` reads the target alone.
+            source: the same question and context in the reader's source language (``source_language``: English for
+                the one in the box), or a list of such pairs (``None`` where there is none); ``None`` reads the target
+                alone.
             n_best: how many spans ``alternatives`` holds at most.
+            translate: an engine, or its name (see :func:`~xsta_lib.translation.engines.open_engine`): it makes the
+                source versions of questions in other languages that have none; answers show them as ``source``.
 
         Raises:
-            ValueError: lists of different lengths, an empty language, half a surrogate pair in a text, or ``n_best``
-                below 1.
+            ValueError: lists of different lengths, an empty language, half a surrogate pair in a text, ``n_best``
+                below 1, or ``translate`` for a reader that reads no pairs. EngineError: the engine fails.
 
         What is cut or not used is said in one warning a call: questions over the limit (64 tokens), a source that the
         reader has no use for.
         """
         if isinstance(question, str) and isinstance(context, str):
-            return self.answer([question], [context], [language], None if source is None else [source], n_best)[0]
+            beside = None if source is None else [source]
+            return self.answer([question], [context], [language], beside, n_best, translate)[0]
         if isinstance(question, str) or isinstance(context, str):
             raise ValueError(
                 "question and context are one text and several; give two texts, or two lists of one length"
@@ -84,6 +93,8 @@ class Reader:
         targets = _questions(list(zip(question, context, strict=True)), "question")
         sources = self._sources(source, len(targets))
         tongues = _languages(language, targets)
+        made = self._translate(translate, targets, tongues, sources) if translate else {}
+        sources += made.values()
         self._say_what_is_left_out(targets, sources, tongues)
         self.predictor.alternatives = n_best
         grouped: dict[str, list[Question]] = {}
@@ -92,10 +103,12 @@ class Reader:
                 grouped.setdefault(tongue, []).append(target)
         readings = READINGS if sources and self.reads_pairs else READINGS[:1]
         found = self.predictor.predict(grouped, sources or None, readings=readings)
-        return [
+        answers = (
             self._answer(target, *tongue, {name: found[name].get(tongue[0], {}).get(target.id) for name in readings})
             for target, tongue in zip(targets, tongues, strict=True)
-        ]
+        )
+        shown = ((q.question, q.context) if (q := made.get(target.id)) else None for target in targets)
+        return [replace(answer, source=source) for answer, source in zip(answers, shown, strict=True)]
 
     def explain(
         self, question: str, context: str, language: str | None = None, source: tuple[str, str] | None = None
@@ -116,7 +129,7 @@ class Reader:
         sources = self._sources(None if source is None else [source], 1)
         tongues = _languages([language], [target])
         self._say_what_is_left_out([target], sources, tongues)
-        use = sources and self.reads_pairs and tongues[0][0] != self.predictor.model.config.source_language
+        use = sources and self.reads_pairs and tongues[0][0] != self.source_language
         return explain(self.predictor, target, tongues[0][0], sources[0] if use else None)
 
     def _answer(
@@ -138,15 +151,51 @@ class Reader:
         return ReaderAnswer(*best[:4], **about)
 
     def _sources(self, source: Sequence[tuple[str, str] | None] | None, count: int) -> list[Question]:
-        """The English versions that were given, with the ids of their targets."""
+        """The source versions that were given, with the ids of their targets."""
         if source is None:
             return []
         if len(source) != count:
-            raise ValueError(f"{count} questions, but {len(source)} English versions; use None where there is none")
+            name = language_name(self.source_language) if self.reads_pairs else "source"
+            raise ValueError(f"{count} questions, but {len(source)} {name} versions; use None where there is none")
         sources = _questions(source, "source")
-        if blank := next((english for english in sources if _why_blank(english)), None):
+        if blank := next((given for given in sources if _why_blank(given)), None):
             raise ValueError(f"source {blank.id}: {_why_blank(blank)}; give its text, or None to read the target alone")
         return sources
+
+    def _translate(
+        self,
+        engine: "str | Engine",  # noqa: F821
+        targets: list[Question],
+        tongues: list[tuple[str, bool]],
+        given: list[Question],
+    ) -> dict[str, Question]:
+        """By id, the source versions that an engine makes; nothing of them is kept on the disk."""
+        from .translation.engines import open_engine
+        from .translation.translator import Translator
+
+        if not self.reads_pairs:
+            raise ValueError(f"{self.name} reads no pairs, so a translation would not be used; leave translate out")
+        if isinstance(engine, str):
+            engine = self._engines[engine] = self._engines.get(engine) or open_engine(engine)
+        known, made, failed = {source.id for source in given}, {}, []
+        wanted: dict[str, list[Question]] = {}
+        for target, (tongue, _) in zip(targets, tongues, strict=True):
+            if target.id not in known and tongue != self.source_language and not _why_blank(target):
+                wanted.setdefault(tongue, []).append(target)
+        for tongue, questions in wanted.items():
+            translator = Translator(engine, tongue, self.source_language, keep=False, progress=False)
+            translator.prepare(text for question in questions for text in (question.question, question.context))
+            for one in questions:
+                asked, context = translator.passage(one.question), translator.passage(one.context)
+                version = replace(one, question=asked.text, context=context.text)
+                if asked.missing or context.missing or _why_blank(version):
+                    failed.append(one.question)
+                else:
+                    made[one.id] = version
+        if failed:
+            said = f"{len(failed)} questions are read alone, as {engine.name} did not translate them whole"
+            warnings.warn(f"{said}, first: {failed[0][:60]!r}", stacklevel=3)
+        return made
 
     def _say_what_is_left_out(
         self, targets: list[Question], sources: list[Question], tongues: list[tuple[str, bool]]
@@ -158,10 +207,11 @@ class Reader:
             cut = [asked[i].question for i, tokens in enumerate(ids["input_ids"]) if len(tokens) > limit]
             if cut:
                 said.append(f"{len(cut)} questions are cut after {limit} tokens, first: {cut[0][:60]!r}")
-        own = self.predictor.model.config.source_language
+        own, given = self.source_language, {source.id for source in sources}
+        beside = [tongue for target, (tongue, _) in zip(targets, tongues, strict=True) if target.id in given]
         if sources and not self.reads_pairs:
-            said.append(f"{self.name} reads no pairs: the English versions are not used")
-        elif sources and (count := sum(tongue == own for tongue, _ in tongues)):
+            said.append(f"{self.name} reads no pairs: the source versions are not used")
+        elif sources and (count := sum(tongue == own for tongue in beside)):
             said.append(f"{count} questions in {own!r} are read alone: for them the source is not used")
         if said:
             warnings.warn("; ".join(said), stacklevel=3)

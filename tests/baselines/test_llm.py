@@ -15,22 +15,15 @@ from toy import toy_questions
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from xsta_lib import cli
-from xsta_lib.baselines.llm import (
-    KEY,
-    PROMPT,
-    AskingError,
-    ask_all,
-    key_of,
-    open_client,
-    prompt_of,
-    read_answers,
-)
+from xsta_lib.baselines.llm import PROMPT, ask_all, key_of, prompt_of, read_answers
 from xsta_lib.data.protocols import TestSet
 from xsta_lib.data.squad import Answer, Question, write_squad
 from xsta_lib.encoders.backbones import load_tokenizer
+from xsta_lib.experiments.experiment import setting_of
 from xsta_lib.experiments.llm import answers_path, chosen_part, contains_gold, kept_llm_answers, run_llm
-from xsta_lib.experiments.results import load_results, load_scores
+from xsta_lib.experiments.results import load_all_results, load_results, load_scores
 from xsta_lib.experiments.tables import compared_systems, cost_block, metrics_frame, write_tables
+from xsta_lib.prediction.server import KEY, AskingError, open_client
 
 SECRET = "sk-secret-of-this-test"
 Reply = Callable[[dict, "Handler"], None]
@@ -156,6 +149,9 @@ def test_command_asks_scores_and_pays_nothing_twice(
     assert cost_block(results)[1].loc["llm org/tiny", "sequences"] == "32"
     text = write_tables(results, str(files))[0].read_text("utf-8")
     assert "| llm org/tiny |" in text and "part of" not in text
+    assert cli.main([*command, "--source", "de"]) == 0 and len(server.seen) == 32  # beside runs that German teaches
+    (german,) = (result for result in load_all_results(str(files)) if result["source_language"] == "de")
+    assert setting_of(german["config"]) == "source_language=de" and len(load_results(str(files))) == len(results)
 
 
 def test_faults_that_pass_cost_no_answer(serve, tmp_path: Path) -> None:

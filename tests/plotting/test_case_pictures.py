@@ -1,6 +1,7 @@
 """Marked answers: nothing torn, nothing lost, right to left where it must be."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -86,6 +87,13 @@ def test_a_large_language_models_answer_is_written_out_and_not_marked():
     plain, shown = (case_picture([one]).axes[0] for one in (case, asked))
     more = Counter(text.get_text() for text in shown.texts) - Counter(text.get_text() for text in plain.texts)
     assert more == Counter(["llm", "big", "(F1", "100)", "Ada."]) and len(shown.patches) == len(plain.patches)
+
+
+def test_the_answer_to_the_source_shows_its_score():
+    target = Question("q", "Wer?", "Ada sah Bob.", (Answer("Ada", 0),))
+    case = Case("failure", "de", target, target, "Bob", dict.fromkeys(READ, "Bob"), dict.fromkeys(READ, 0.0), 1)
+    scored = case_picture([replace(case, source_f1=40.0)]).axes[0]
+    assert "40):" in [text.get_text() for text in scored.texts]
 
 
 def test_a_source_without_gold_answer_has_no_marks():

@@ -29,7 +29,7 @@ def frame() -> pd.DataFrame:
         for language, values in by_language.items()
         for seed, f1 in enumerate(values)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(source_language="en")
 
 
 def heights(axes) -> list[list[float]]:

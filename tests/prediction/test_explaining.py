@@ -1,5 +1,7 @@
 """The frames behind Figures 4 and 5: against plain NumPy on a tiny reader, and on vectors whose clusters are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from xsta_lib.prediction.explaining import (
     explain,
     one_per_passage,
     own_means_out,
+    piece_text,
     question_attention,
     question_places,
     sentence_vectors,
@@ -144,8 +147,17 @@ def test_tsne_keeps_clusters_and_is_the_same_again(known):
 
 
 def test_pictures_draw_the_explanations_values(found):
+    near = distribution_lines(found, 1, around=2).axes[0]
+    low, high = (int(edge) for edge in (near.get_xlim()[0] + 0.5, near.get_xlim()[1] - 0.5))
+    assert high - low <= 4 and low <= found.calibrated[:, 1].argmax() <= high
+    names = [piece_text(found.target_tokens[place]) for place in range(low, high + 1)]
+    assert [label.get_text() for label in near.get_xticklabels()] == names
     lines = distribution_lines(found, 1).axes[0].lines
     assert [line.get_label() for line in lines] == ["target", "teacher", "calibrated"]
     np.testing.assert_allclose(lines[2].get_ydata(), (found.target[:, 1] + found.teacher[:, 1]) / 2, atol=1e-6)
+    alone = replace(found, teacher=None, calibrated=found.target)
+    two = distribution_lines(alone).axes[0].lines
+    looks = [(line.get_label(), line.get_color(), line.get_marker()) for line in (*two, lines[0], lines[2])]
+    assert looks[:2] == looks[2:]  # each keeps its look
     heights = [bar.get_height() for bar in teacher_view(found).axes[0].patches]
     np.testing.assert_allclose(heights, found.teacher_attention[:, found.source[:, 0].argmax()], atol=1e-6)

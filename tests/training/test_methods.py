@@ -13,7 +13,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerBase
 from xsta_lib.data.batches import Part, collate, rows_of
 from xsta_lib.data.windows import WindowSpec, build_windows, pair_windows
 from xsta_lib.encoders.backbones import load_tokenizer
-from xsta_lib.experiments.experiment import ENGLISH_ONLY, METHODS, ROW_BY_ROW, Experiment
+from xsta_lib.experiments.experiment import METHODS, ROW_BY_ROW, SOURCE_ONLY, Experiment
 from xsta_lib.experiments.run import training_parts
 from xsta_lib.training.configuration import TrainingConfig
 from xsta_lib.training.passes import Passes
@@ -50,7 +50,7 @@ def test_each_method_trains(method: str, backbone: Path) -> None:
     settings = TrainingConfig(steps=24, batch_size=8, learning_rate=3e-3, log_every=1)
     trainer = Trainer(model, parts, settings, tokenizer.pad_token_id)
     pairs = sum(row.source >= 0 for row in trainer.rows)
-    expected = (16, 0) if method in ENGLISH_ONLY else (32, 0) if method in ROW_BY_ROW else (32, 16)
+    expected = (16, 0) if method in SOURCE_ONLY else (32, 0) if method in ROW_BY_ROW else (32, 16)
     assert (len(trainer.rows), pairs) == expected
     result = trainer.train(progress=False)
     log, sides = result.log, len(trainer.rows) + pairs

@@ -289,7 +289,7 @@ def test_one_source_pass_serves_all_languages_with_the_same_loss(backbone):
 
 
 def test_back_translations_are_not_shared(backbone):
-    with pytest.raises(ValueError, match="share_source reads gold English"):
+    with pytest.raises(ValueError, match="share_source reads gold sources"):
         trainer = make_trainer(None, backbone)
         part = trainer.parts[1]
         part = Part(part.language, part.target, part.source, part.paired, part.source, part.paired)

@@ -105,7 +105,7 @@ def info_nce(anchor: Tensor, positive: Tensor, negatives: Tensor, exists: Tensor
 class AaclForQuestionAnswering(XStaForQuestionAnswering):
     """AA-CL (after the abstract of Chen et al., 2022): a plain reader with the losses of two stages.
 
-    A target read beside its English has stage 2's loss, one read alone stage 1's. Answers are read as ever.
+    A target read beside its source has stage 2's loss, one read alone stage 1's. Answers are read as ever.
     """
 
     config_class = AaclConfig
@@ -129,7 +129,7 @@ class AaclForQuestionAnswering(XStaForQuestionAnswering):
         return best_other_spans(side.logits.detach(), context, gold, self.config.candidates)
 
     def contrast(self, target: Encoded, source: Encoded) -> Tensor:
-        """Stage 2: the English gold span, its translation, and both sides' k best spans other than gold."""
+        """Stage 2: the source's gold span, its translation, and both sides' k best spans other than gold."""
         gold, negatives, exists = [], [], []
         for side in (source, target):
             scores, starts, ends = self._others(side)
@@ -155,10 +155,10 @@ class AaclForQuestionAnswering(XStaForQuestionAnswering):
 
 
 class AaclTrainer(Trainer):
-    """Trains on trans-train's very batches; in the second half of the steps (stage 2) their English is read beside.
+    """Trains on trans-train's very batches; in the second half of the steps (stage 2) their source is read beside.
 
     Args:
-        parts: pairs; their English is what stage 2 reads.
+        parts: pairs; their source is what stage 2 reads.
         model, config, given, named: see :class:`~xsta_lib.training.trainer.Trainer`.
     """
 
@@ -172,7 +172,7 @@ class AaclTrainer(Trainer):
             return inputs
         paired = part.paired[[row.target for row in rows]]
         source = collate_windows(part.source, paired.clip(0), self.pad_id)
-        source["holds_answer"] &= torch.from_numpy(paired >= 0)  # a question without its English has no contrast
+        source["holds_answer"] &= torch.from_numpy(paired >= 0)  # a question without its source has no contrast
         return inputs | {"source": source}
 
 

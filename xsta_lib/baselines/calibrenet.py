@@ -68,8 +68,8 @@ class CalibreNetForQuestionAnswering(XStaForQuestionAnswering):
         super().__init__(config, encoder)
         self.indicator = nn.Embedding(2, config.encoder.hidden_size)
         nn.init.zeros_(self.indicator.weight)
-        special = {"special_ids": config.special_ids, "languages": config.languages}
-        self.base = XStaForQuestionAnswering(XStaConfig.plain(encoder=config.encoder, **special)).requires_grad_(False)
+        shared = {name: getattr(config, name) for name in ("encoder", "special_ids", "languages", "source_language")}
+        self.base = XStaForQuestionAnswering(XStaConfig.plain(**shared)).requires_grad_(False)
 
     def train(self, mode: bool = True) -> "CalibreNetForQuestionAnswering":
         """As ever, but the base reader has no dropout."""
@@ -162,7 +162,7 @@ class FoldAnswers:
     """Fine-tuning's spans: the gold one, and another reader's answer or the gold one with its edges moved.
 
     Args:
-        windows: of the English training questions.
+        windows: of the source's training questions.
         contexts: by question.
         answers: (windows, 2) token positions of readers that were not trained on the question.
     """

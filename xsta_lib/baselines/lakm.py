@@ -36,7 +36,7 @@ class LakmConfig(PlainConfig):
     """Configuration of :class:`LakmForQuestionAnswering`: a plain reader's.
 
     Args:
-        mix_mrc: a third task, whose questions are in one language and whose passages in another, one of them English.
+        mix_mrc: a third task, its questions in one language and its passages in another, one of them the source.
     """
 
     model_type = "x-lakm"
@@ -206,10 +206,10 @@ class LakmTrainer(Trainer):
 
 
 def mixed_parts(data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
-    """mixMRC: English questions about each language's passages, and the reverse, joined by id."""
-    english, parts = {question.id: question for question in data.parallel_source}, []
+    """mixMRC: the source's questions about each language's passages, and the reverse, joined by id."""
+    sources, parts = {question.id: question for question in data.parallel_source}, []
     for language in data.parallel:
-        pairs = [(question, english[question.id]) for question in data.parallel[language] if question.id in english]
+        pairs = [(question, sources[question.id]) for question in data.parallel[language] if question.id in sources]
         for mixed in (
             [replace(own, question=other.question) for own, other in pairs],
             [replace(other, question=own.question) for own, other in pairs],

@@ -85,7 +85,7 @@ def representation_distance(source: Tensor, target: Tensor, source_mask: Tensor,
 
 
 def gold_probability(step: int, decay: float = 2000.0) -> float:
-    """X-MIXUP's scheduled sampling: how often a training step reads gold English rather than back-translated.
+    """X-MIXUP's scheduled sampling: how often a training step reads the gold source, not a back-translated one.
 
     ``k / (k + exp(step / k))``; 1 where there is no back-translation.
     """

@@ -130,8 +130,9 @@ def training_passages(data: ProtocolData, tokenizer: PreTrainedTokenizerBase, sp
     """
     found = []
     training: Mapping[str, Sequence[Question]] = data.parallel
-    for language in ("en", *training):
-        questions = [*data.train, *data.parallel_source] if language == "en" else training[language]
+    own = data.source_language
+    for language in (own, *training):
+        questions = [*data.train, *data.parallel_source] if language == own else training[language]
         texts = list(dict.fromkeys(question.context for question in questions))
         if not texts:
             continue

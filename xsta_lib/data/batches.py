@@ -20,7 +20,7 @@ class Part:
         target: its windows.
         source: the source language's windows, or ``None`` for rows that are read alone (S = T).
         paired: for each target window the source window's index (see :func:`~xsta_lib.data.windows.pair_windows`).
-        back: windows of English translated back from the target, another source for the same rows (X-MIXUP).
+        back: windows of the source translated back from the target, another source for the same rows (X-MIXUP).
         back_paired: for each target window the index in ``back``, or -1.
     """
 
@@ -142,7 +142,7 @@ def collate(
 ) -> dict:
     """One batch of one part: the target's arguments of the model's ``forward``, and for pairs ``source``, the source's.
 
-    With ``back_translated`` the source is the back-translated English, which has no gold positions.
+    With ``back_translated`` the source is the back-translated one, which has no gold positions.
     """
     if any(row.part != batch[0].part or (row.source < 0) != (batch[0].source < 0) for row in batch):
         raise ValueError("a batch holds one language pair; rows of several parts were given")

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from .folders import folder_files
+from .folders import BESIDE, file_name, folder_files, missing_source
 from .library import Library
 from .protocols import LOADERS, load_protocol
 from .squad import LOG, SHOWN, CorpusError, Question, Report, name_first
 
-HEADS = ("split", "language", "questions", "answers", "with English", "context", "(most)", "question", "(most)")
+HEADS = ("split", "language", "questions", "answers", "with {}", "context", "(most)", "question", "(most)")
 
 
 @dataclass
@@ -19,6 +19,7 @@ class Findings:
     """What was found.
 
     Attributes:
+        source_language: the language that the others are paired with.
         rows: by split and language, as ``HEADS`` says: counts; median and greatest length of contexts and of questions,
             in characters.
         reports: what reading did, file by file.
@@ -26,6 +27,7 @@ class Findings:
         repeats: what of training stands in other splits too.
     """
 
+    source_language: str = "en"
     rows: list[tuple] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -45,19 +47,21 @@ class Findings:
                 lines.append("  left out: " + ", ".join(f"{count} {reason}" for reason, count in reasons))
         splits = {row[0] for row in self.rows}
         lines += self.repeats or ["nothing of training stands in another split"] * (len(splits) > 1)
-        cells = [HEADS, *(tuple(map(str, row)) for row in self.rows)]
+        heads = [head.format(self.source_language) for head in HEADS]
+        cells = [heads, *(tuple(map(str, row)) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
         lengths = "lengths in characters: median (most)"
         return "\n".join([*lines, *(["", *table, lengths] if self.rows else [])])
 
 
-def check(name: str) -> Findings:
+def check(name: str, source_language: str = "en") -> Findings:
     """Read a protocol by name, a folder of your own files, or one file, and say what was found.
 
-    A file that cannot be read does not stop the others. Raises ValueError where there is nothing of this name.
+    A file that cannot be read does not stop the others. Raises ValueError where there is nothing of this name, or where
+    it cannot have this source language.
     """
-    findings = Findings()
+    findings = Findings(source_language)
     said, LOG.disabled = LOG.disabled, True  # all of it is in what is found
     try:
         _collect(_parts(name, findings), findings)
@@ -69,11 +73,12 @@ def check(name: str) -> Findings:
 def _collect(parts: Iterable[tuple[str, str, list[Question]]], findings: Findings) -> None:
     """Rows of a split's language each, and what of training comes back in other splits."""
     training = {"ids": set(), "contexts": set()}
-    english: dict[str, set[str]] = {}
+    sources: dict[str, set[str]] = {}
     for split, language, questions in parts:
-        if language == "en":
-            english[split] = {question.id for question in questions}
-        findings.rows.append(_row(split, language, questions, english.get(split, set())))
+        if language == findings.source_language:
+            sources[split] = {question.id for question in questions}
+        beside = None if language == findings.source_language else sources.get(split, set())
+        findings.rows.append(_row(split, language, questions, beside))
         seen = {"ids": {q.id for q in questions}, "contexts": {hash(q.context) for q in questions}}
         for what, values in seen.items():
             if split == "train":
@@ -84,25 +89,25 @@ def _collect(parts: Iterable[tuple[str, str, list[Question]]], findings: Finding
                 findings.repeats.append(f"{split} {language}: {said} ({name_first(ids, len(ids))})")
 
 
-def _row(split: str, language: str, questions: Sequence[Question], english: set[str]) -> tuple:
+def _row(split: str, language: str, questions: Sequence[Question], sources: set[str] | None) -> tuple:
     def lengths(texts: Iterable[str]) -> tuple[int, int]:
         found = [len(text) for text in texts]
         return round(median(found)), max(found)
 
     answers = sum(len(question.golds) for question in questions)
-    paired = "-" if language == "en" else sum(question.id in english for question in questions)
+    paired = "-" if sources is None else sum(question.id in sources for question in questions)
     contexts = lengths(dict.fromkeys(question.context for question in questions))
     return split, language, len(questions), answers, paired, *contexts, *lengths(q.question for q in questions)
 
 
 def _parts(name: str, findings: Findings) -> Iterator[tuple[str, str, list[Question]]]:
-    """Split, language and questions, training first and English first; reports and errors go to the findings."""
-    path = Path(name)
+    """Split, language and questions, training first and the source first; reports and errors go to the findings."""
+    path, source = Path(name), findings.source_language
     if name not in LOADERS and not path.exists():
         raise ValueError(f"{name!r} is no file, no folder and no protocol; the protocols are {', '.join(LOADERS)}")
     if name in LOADERS:
-        data = load_protocol(name)
-        yield "train", "en", data.train
+        data = load_protocol(name, source_language=source)
+        yield "train", source, data.train
         for language in data.parallel:
             yield "train", language, data.parallel[language]
         for split, test in (("dev", data.validation), *((test.name, test) for test in data.tests)):
@@ -113,21 +118,23 @@ def _parts(name: str, findings: Findings) -> Iterator[tuple[str, str, list[Quest
     notes: list[str] = []
     files: dict[tuple[str, str], dict[str, object]] = {("file", path.stem): {"repeats": "first", "spans": False}}
     if path.is_dir():
-        files, notes = folder_files(path)
+        files, notes = folder_files(path, source)
+    elif source != "en":
+        raise ValueError(f"{name}: --source is for folders; this is one file, which is read alone")
     library = Library(path if path.is_dir() else path.parent)
     if notes:
         library.add(path, Report(path.resolve().name, notes=notes))
     read: dict[tuple[str, str], list[Question]] = {}
     for (split, language), options in files.items():
-        beside = read.get(("train", language) if split == "back" else (split, "en"))
-        file = Path(f"{split}.{language}.json" if path.is_dir() else path.name)
+        beside = read.get((BESIDE[split], language) if split in BESIDE else (split, source))
+        file = Path(file_name(split, language, source) if path.is_dir() else path.name)
         try:
             read[split, language] = library.read(file, beside, **options)
         except CorpusError as error:
             findings.errors.append(str(error))
             continue
-        if split != "back":
+        if split not in BESIDE:
             yield split, language, read[split, language]
-    if path.is_dir() and any(split == "train" for split, _ in files) and ("train", "en") not in files:
-        findings.errors.append(f"{path}: train.en.json is missing; training needs the source language, English")
+    if path.is_dir() and (fault := missing_source(path, files, source)):
+        findings.errors.append(fault)
     findings.reports += library.reports

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import pooch
+
 _UTF_16 = "byte 0 is not UTF-8 but UTF-16; save the file as UTF-8"
 _FOREIGN = {  # how a file begins that is no text in UTF-8: what it is, and what to do
     b"\xff\xfe": _UTF_16,
@@ -104,6 +106,14 @@ def writable(folder: Path, variable: str) -> Path:
     except OSError as error:
         remedy = f"set {variable} to a folder that can be written"
         raise OSError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of what is computed and may be deleted: ``name`` in ``XSTA_CACHE``, by default the user's cache folder.
+
+    Raises OSError, which names the variable, where nothing can be written there.
+    """
+    return writable(Path(os.environ.get("XSTA_CACHE") or pooch.os_cache("xsta")).expanduser() / name, "XSTA_CACHE")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .download import data_folder, select
 from .files import home
-from .folders import SPLITS, folder_files
+from .folders import BESIDE, OPTIONS, TRANSLATE_TEST, file_name, folder_files, missing_source
 from .library import LazyLanguages, Library
 from .squad import CorpusError, Question, Report, digest_questions
 
@@ -55,13 +55,15 @@ def held_out_ids(questions: Sequence[Question], share: float = HELD_OUT) -> set[
     return chosen
 
 
-def hold_out(files: Mapping[str, list[Question]]) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
-    """Training and validation questions by language; English decides for the ids that it shares with a language."""
-    english = {question.id for question in files.get("en", [])}
-    shared = held_out_ids(files.get("en", []))
+def hold_out(
+    files: Mapping[str, list[Question]], source_language: str = "en"
+) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
+    """Training and validation questions by language; the source decides for the ids that it shares with a language."""
+    source = files.get(source_language, [])
+    ids, shared = {question.id for question in source}, held_out_ids(source)
     kept, held = {}, {}
     for language, questions in files.items():
-        own = shared | held_out_ids([q for q in questions if q.id not in english])
+        own = shared | held_out_ids([q for q in questions if q.id not in ids])
         kept[language] = [q for q in questions if q.id not in own]
         held[language] = [q for q in questions if q.id in own]
     return kept, {language: questions for language, questions in held.items() if questions}
@@ -75,10 +77,11 @@ class TestSet:
         name: the data set.
         rule: how it is scored, see :mod:`~xsta_lib.prediction.metrics`.
         questions: by language.
-        source: their English versions, found by id: one list for all languages, a list by language where they were
-            machine-translated one by one (a language without one is read alone), or ``None``.
+        source: their versions in the source language, found by id: one list for all languages, a list by language where
+            they were machine-translated one by one (a language without one is read alone), or ``None``.
         source_name: what the source is: ``gold``, ``translate-test``, ``other`` (a control) or ``none``; printed beside
             results.
+        source_language: of the source.
     """
 
     __test__ = False  # pytest looks for tests in classes of this name
@@ -88,6 +91,7 @@ class TestSet:
     questions: dict[str, list[Question]]
     source: list[Question] | dict[str, list[Question]] | None = None
     source_name: str = "gold"
+    source_language: str = "en"
 
     def by_source(self) -> list[tuple[dict[str, list[Question]], list[Question] | None]]:
         """Groups of languages that share one source: ``(questions by language, their source or None)``."""
@@ -96,7 +100,7 @@ class TestSet:
         return [({language: found}, self.source.get(language)) for language, found in self.questions.items()]
 
     def source_of(self, language: str) -> list[Question]:
-        """The English questions that stand beside a language's; none where there are none."""
+        """The source questions that stand beside a language's; none where there are none."""
         return (self.source.get(language) if isinstance(self.source, dict) else self.source) or []
 
     def digest(self) -> str:
@@ -130,9 +134,10 @@ class ProtocolData:
         parallel_source: the source side of the parallel data.
         validation: for selection.
         tests: what results are about.
-        back_translated: by target language, English translated back from its training questions, by the same ids
+        back_translated: by target language, the source translated back from its training questions, by the same ids
             (X-MIXUP reads it now and then); empty where there is none.
         reports: what reading did, file by file; of lazily read languages once they were read.
+        source_language: of ``train`` and ``parallel_source``.
     """
 
     name: str
@@ -143,6 +148,7 @@ class ProtocolData:
     tests: list[TestSet]
     reports: Collection[Report] = ()
     back_translated: Mapping[str, list[Question]] = field(default_factory=dict)
+    source_language: str = "en"
 
     def digest(self) -> str:
         """A key of the training questions, of those languages that are in memory (published files are checksummed)."""
@@ -151,61 +157,70 @@ class ProtocolData:
         return digest_questions({"": self.train, "source": self.parallel_source, **loaded, **back})
 
 
-def load_folder(folder: Path, name: str | None = None, rule: str | None = None) -> ProtocolData:
+def load_folder(
+    folder: Path, name: str | None = None, rule: str | None = None, source_language: str = "en"
+) -> ProtocolData:
     """A folder of SQuAD-format files named ``<split>.<language>.json``, splits ``train``, ``dev`` and ``test``.
 
-    ``train.en.json`` is the source language. A question of another language whose id it shares is read as a pair with
-    it, in training and in testing; one that has no such id is read alone, so files need not be parallel. Without any
-    ``dev`` file, a tenth of the training questions is held out for selection (whole articles, the same ids in every
-    language). Without a ``test`` file there is nothing to report; without ``train`` files the folder only evaluates.
-    ``back.<language>.json`` is optional: English translated back from ``train.<language>.json``, for X-MIXUP.
-    Of an id that a translation repeats with another text the first is kept; English must not repeat one. All that is
+    ``train.en.json`` is the source, unless another language is chosen. A question of another language whose id it
+    shares is read as a pair with it, in training and in testing; one that has no such id is read alone, so files need
+    not be parallel. Without any ``dev`` file, a tenth of the training questions is held out for selection (whole
+    articles, the same ids in every language). Without a ``test`` file there is nothing to report; without ``train``
+    files the folder only evaluates.
+    ``back.<language>.json`` is optional: the source translated back from ``train.<language>.json``, for X-MIXUP.
+    ``translate-test.es-en.json`` is ``test.es.json`` machine-translated: where there is such a file, they are what is
+    read beside test questions, and ``test.en.json`` is not; a test language without one is read alone.
+    Of an id that a translation repeats with another text the first is kept; the source must not repeat one. All that is
     left out, and files that look like data but are not read, stand in the reports.
 
     Args:
         folder: the files' place.
         name: stands beside results; the folder's name by default.
         rule: ``mlqa`` or ``squad``; by default MLQA's where it knows every language of the folder, else SQuAD's.
+        source_language: the language that teaches the others.
 
     Raises:
-        CorpusError: no such file, a target language without ``train.en.json``, or a file that cannot be read.
+        CorpusError: no such file, training files without one of the source language, or a file that cannot be read.
     """
     folder, name = Path(folder), name or Path(folder).resolve().name
-    found, notes = folder_files(folder)
+    found, notes = folder_files(folder, source_language)
+    if fault := missing_source(folder, found, source_language):
+        raise CorpusError(fault)
     library = Library(folder)
     if notes:
         library.add(folder, Report(folder.resolve().name, notes=notes))
-    files: dict[str, dict[str, list[Question]]] = {split: {} for split in (*SPLITS, "back")}
+    files: dict[str, dict[str, list[Question]]] = {split: {} for split in OPTIONS}
     for (split, language), options in found.items():
-        path = Path(f"{split}.{language}.json")
-        beside = files["train"].get(language) if split == "back" else files[split].get("en")
+        path = Path(file_name(split, language, source_language))
+        beside = files[BESIDE.get(split, split)].get(language if split in BESIDE else source_language)
         files[split][language] = library.read(path, beside, **options)
     train, dev = files["train"], files["dev"]
-    if train and "en" not in train:
-        raise CorpusError(f"{folder}: train.en.json is missing; training needs the source language, English")
     if not dev:
-        train, dev = hold_out(train)
+        train, dev = hold_out(train, source_language)
     languages = {language for _, language in found}
     rule = rule or ("mlqa" if languages <= set(published("MLQA_V1/test")) else "squad")
-    english = train.get("en", [])
-    parallel = {language: questions for language, questions in train.items() if language != "en"}
-    tests = [_with_english(name, rule, files["test"])] if files["test"] else []
-    held = _with_english(name, rule, dev)
-    return ProtocolData(name, english, parallel, english, held, tests, library.reports, files["back"])
+    source = train.get(source_language, [])
+    parallel = {language: questions for language, questions in train.items() if language != source_language}
+    tests = [_with_source(name, rule, files["test"], source_language)] if files["test"] else []
+    if translated := files[TRANSLATE_TEST]:
+        tests = [replace(tests[0], source=translated, source_name=TRANSLATE_TEST)]
+    held = _with_source(name, rule, dev, source_language)
+    back = files["back"]
+    return ProtocolData(name, source, parallel, source, held, tests, library.reports, back, source_language)
 
 
-def _with_english(name: str, rule: str, questions: dict[str, list[Question]]) -> TestSet:
-    english = questions.get("en")
-    return TestSet(name, rule, questions, english, "gold" if english else "none")
+def _with_source(name: str, rule: str, questions: dict[str, list[Question]], source_language: str) -> TestSet:
+    source = questions.get(source_language)
+    return TestSet(name, rule, questions, source, "gold" if source else "none", source_language)
 
 
-def load_demo() -> ProtocolData:
+def load_demo(source_language: str = "en") -> ProtocolData:
     """The embedded corpus: ``train``, ``dev`` and ``test`` in MLQA's languages. CorpusError where it is not here."""
     folder = home() / "data" / "demo"
     if not folder.is_dir():
         remedy = "the demo corpus lies in the repository: run in a clone of it, or set XSTA_HOME"
         raise CorpusError(f"{folder}: no such folder; {remedy}")
-    return load_folder(folder, "demo")
+    return load_folder(folder, "demo", source_language=source_language)
 
 
 def load_compact(root: Path | None = None) -> ProtocolData:
@@ -340,20 +355,26 @@ LOADERS |= {f"paper-{task}": partial(load_paper, task) for task in ("mlqa", "xqu
 LOADERS |= {f"paper-{task}-gold": partial(load_paper, task, source="gold") for task in ("mlqa", "xquad")}
 
 
-def load_protocol(name: str, strict: bool = False, **options: object) -> ProtocolData:
+def load_protocol(name: str, strict: bool = False, source_language: str = "en", **options: object) -> ProtocolData:
     """The data of a protocol by name, or of a folder of your own files.
 
     Args:
         name: a key of ``LOADERS``, or a folder (see :func:`load_folder`).
         strict: refuse data of which a report says that something was left out, repaired or not read (of languages
             that are read later, nothing is known yet).
+        source_language: the language that teaches; the published protocols have English.
         options: arguments of its loader, such as ``root``, or ``source`` for the paper's.
 
     Raises:
-        ValueError: unknown name. CorpusError: a file cannot be read, or ``strict`` refuses it.
+        ValueError: unknown name, or another source than English for a published protocol. CorpusError: a file cannot
+            be read, or ``strict`` refuses it.
     """
     if name not in LOADERS and not Path(name).is_dir():
         raise ValueError(f"unknown protocol {name!r}; the protocols are {', '.join(LOADERS)}, or a folder of files")
+    if source_language != "en":
+        if name in LOADERS and name != "demo":
+            raise ValueError(f"protocol {name!r} has English as its source; --source is for demo and your own folders")
+        options["source_language"] = source_language
     try:
         data = LOADERS[name](**options) if name in LOADERS else load_folder(Path(name), **options)
         faults = [str(report) for report in data.reports if report.faults()]

@@ -342,14 +342,28 @@ def _merge(known: Question | None, new: Question, path: Path, report: Report, re
     return replace(known, answers=answers, texts=texts)
 
 
-def write_squad(path: str | os.PathLike, questions: Iterable[Question]) -> None:
+def write_squad(
+    path: str | os.PathLike,
+    questions: Iterable[Question],
+    about: Mapping[str, object] | None = None,
+    marks: Mapping[tuple[str, Answer], Mapping[str, object]] | None = None,
+) -> None:
     """Write questions as a SQuAD v1.1 file, atomically, grouped by title and context in their order.
 
     Gold texts that are no spans get the offset -1.
+
+    Args:
+        path: the file.
+        questions: what it holds.
+        about: more keys of the file's outermost object, which no reader needs.
+        marks: more keys of answers, by their question's id and the answer.
     """
     articles: dict[str, dict[str, list[dict]]] = {}
     for q in questions:
-        answers = [{"text": answer.text, "answer_start": answer.start} for answer in q.answers]
+        answers = [
+            {"text": answer.text, "answer_start": answer.start, **(marks or {}).get((q.id, answer), {})}
+            for answer in q.answers
+        ]
         spans = {answer.text for answer in q.answers}
         answers += [{"text": text, "answer_start": -1} for text in q.texts if text not in spans]
         entry = {"id": q.id, "question": q.question, "answers": answers}
@@ -358,4 +372,4 @@ def write_squad(path: str | os.PathLike, questions: Iterable[Question]) -> None:
         {"title": title, "paragraphs": [{"context": context, "qas": qas} for context, qas in paragraphs.items()]}
         for title, paragraphs in articles.items()
     ]
-    write_text_atomically(path, json.dumps({"version": "1.1", "data": data}, ensure_ascii=False))
+    write_text_atomically(path, json.dumps({"version": "1.1", **(about or {}), "data": data}, ensure_ascii=False))

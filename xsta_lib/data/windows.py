@@ -19,12 +19,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import pooch
 import pyarrow as pa
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .files import replacing, writable
+from .files import cache_folder, replacing
 from .squad import Answer, Question, name_first
 
 LOG = logging.getLogger(__name__)  # a line on the screen unless the user configures otherwise
@@ -132,11 +131,8 @@ class Windows:
 
 
 def window_cache() -> Path:
-    """Where token windows are cached: ``windows`` in the folder ``XSTA_CACHE``, by default the user's cache folder.
-
-    Raises OSError, which names the variable, where nothing can be written there.
-    """
-    return writable(Path(os.environ.get("XSTA_CACHE") or pooch.os_cache("xsta")).expanduser() / "windows", "XSTA_CACHE")
+    """Where token windows are cached. Raises OSError as :func:`~.files.cache_folder` does."""
+    return cache_folder("windows")
 
 
 def answer_tokens(answers: Sequence[Answer], starts: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:

@@ -20,6 +20,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BertConfig,
     BertModel,
@@ -95,6 +96,14 @@ def load_reader(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = load_tokenizer(name)
     check_limits(model, tokenizer, name, 1)
     return model.eval(), tokenizer
+
+
+def load_translator(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence-to-sequence model (fp32, evaluation mode, from safetensors) and its tokenizer, fast or not.
+
+    `name` is a folder or a hub id. Raises BackboneError when it cannot be loaded or lacks a weight.
+    """
+    return _load_weights(AutoModelForSeq2SeqLM, name, use_safetensors=True).eval(), _from_hub(AutoTokenizer, name)
 
 
 def load_span_head(name: str) -> torch.nn.Linear | None:

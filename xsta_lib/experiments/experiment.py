@@ -29,8 +29,8 @@ METHODS = {
     "x-mixup_content": (MixupForQuestionAnswering, partial(MixupConfig, sharing_keys="content")),
     "x-sta": (XStaForQuestionAnswering, XStaConfig),
 }
-ENGLISH_ONLY = ("zero-shot", "calibrenet")  # read no translations' answers
-ROW_BY_ROW = ("trans-train", "lakm", "lakm_mixmrc")  # read translations without their English
+SOURCE_ONLY = ("zero-shot", "calibrenet")  # read no translations' answers
+ROW_BY_ROW = ("trans-train", "lakm", "lakm_mixmrc")  # read translations without their source
 
 # Optimisation of each protocol: every method of a comparison gets the same.
 SETTINGS = {
@@ -48,7 +48,7 @@ RECORDED = (
     *("batch_size", "dropout", "precision"),
 )
 LATER = {"accumulation": 1, "share_source": False, "steps": 0, "equal_tokens": False, "freeze_embeddings": False}
-LATER |= {"warmup": 0.1, "weight_decay": 1e-4, "max_grad_norm": 1.0}
+LATER |= {"warmup": 0.1, "weight_decay": 1e-4, "max_grad_norm": 1.0, "source_language": "en"}
 # ways to train that are compared as systems of one setting
 WAYS = ("share_source", "equal_tokens")
 RANGES = {"epochs": (float, ABOVE_0, 10_000), "english_epochs": (float, 0, 10_000)}
@@ -70,6 +70,7 @@ class Experiment:
             optimiser steps, the same for every method, unless ``training`` gives ``steps``.
         equal_tokens: trans-train goes on until it has read as many tokens as the pair setting, instead of as many rows.
         english_epochs: epochs on the source language alone before, shared by all methods (the demo's head start).
+        source_language: the language that teaches; of the demo and of folders it may be another than English.
         training: the optimisation; answers are read in bfloat16 wherever the device has it, whatever its precision.
     """
 
@@ -82,6 +83,7 @@ class Experiment:
     epochs: float = 1.0
     english_epochs: float = 0.0
     equal_tokens: bool = False
+    source_language: str = "en"
     training: TrainingConfig = TrainingConfig()
 
     def __post_init__(self):
@@ -97,7 +99,7 @@ class Experiment:
             raise ValueError("without and switches belong to the method x-sta")
         check_numbers(self, RANGES if self.dropout is None else RANGES | {"dropout": (float, 0, 0.99)})
         if self.equal_tokens and self.method != "trans-train":
-            raise ValueError("equal_tokens belongs to the method trans-train: the others read pairs or English alone")
+            raise ValueError("equal_tokens belongs to the method trans-train: others read pairs or the source alone")
         if "sharing_dropout" in dict(self.switches) and self.dropout is not None:
             raise ValueError("sharing_dropout follows dropout; only with dropout=None it has a value of its own")
         self.model_config()  # refuses unknown switches
@@ -121,7 +123,8 @@ class Experiment:
         unknown = {name for name, _ in self.switches} - (set(XStaConfig.__annotations__) - NO_SWITCHES)
         if unknown:
             raise ValueError(f"unknown switches {sorted(unknown)}; see XStaConfig")
-        return METHODS[self.method][1](without=list(self.without), **dict(self.switches))
+        given = {"source_language": self.source_language, "without": list(self.without)}
+        return METHODS[self.method][1](**given, **dict(self.switches))
 
     @property
     def name(self) -> str:
@@ -224,8 +227,8 @@ def grid(name: str, protocol: str, **changes) -> list[Experiment]:
     Args:
         name: ``methods`` (the compared systems), ``ablations`` (Table 4; "w/o ATGC inference" is a reading of the full
             method and needs no run), ``gamma`` (Figure 7), ``layers`` (Figure 8), ``seeds`` (methods by seeds) or
-            ``variants`` (what the paper does not have: English read once for all languages of a question, frozen word
-            embeddings, trans-train with as many tokens as pairs have, and ``OTHER_FORMS``).
+            ``variants`` (what the paper does not have: the source read once for all languages of a question, frozen
+            word embeddings, trans-train with as many tokens as pairs have, and ``OTHER_FORMS``).
         protocol, changes: see :func:`experiment`; all of them share the changes, such as ``backbone="mbert"``.
 
     Raises:

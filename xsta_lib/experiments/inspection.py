@@ -48,12 +48,15 @@ class Case:
     """One question in the source and in a target language, with the answers of the readings.
 
     Attributes:
-        kind: ``success`` (calibration mends the target's answer) or ``failure`` (it spoils it).
+        kind: ``success`` (calibration mends the target's answer, where the source's is right) or ``failure`` (it spoils
+            it).
         language: the target's.
         source_answer: what the model answered in the source language.
         answers, f1: texts and percent, by the readings of ``READ``, and by the names of large language models (``llm``
             and the model) that were asked the question.
         found: how many questions of the language are of this kind.
+        source_language: of the source.
+        source_f1: of ``source_answer``, in percent; ``None`` where the source has no gold answer (translated).
     """
 
     kind: str
@@ -64,6 +67,8 @@ class Case:
     answers: dict[str, str]
     f1: dict[str, float]
     found: int
+    source_language: str = "en"
+    source_f1: float | None = None
 
 
 def find_cases(
@@ -74,9 +79,10 @@ def find_cases(
 ) -> list[Case]:
     """The clearest success and failure of calibration in each language; a kind that does not occur is left out.
 
-    Success: the calibrated answer is exactly right, the target's own is not; of several the one whose own answer is
-    worst, then whose teacher is best. Failure: the reverse; of several the one whose calibrated answer is worst, then
-    whose teacher is. Ties go to the first id: nothing is chosen by hand.
+    Success: the calibrated answer is exactly right, the target's own is not, and the source's is right too, as far as
+    it has a gold answer: with a wrong one there was nothing to take over. Of several the one whose own answer is worst,
+    then whose teacher is best. Failure: calibration makes a right answer wrong; of several the one whose calibrated
+    answer is worst, then whose teacher is. Ties go to the first id: nothing is chosen by hand.
 
     Args:
         test: questions with their source.
@@ -85,13 +91,18 @@ def find_cases(
         models: what large language models answered, by model, language and id; they are shown and choose nothing.
     """
     scores = {reading: score_answers(test, answers[reading]).scores for reading in READ}
-    own_english = {question.id: question for question in test.questions.get("en", ())}
+    source_language = test.source_language
+    own_sources = {question.id: question for question in test.questions.get(source_language, ())}
     cases = []
     for language in languages:
-        english = {question.id: question for question in test.source_of(language)}
-        targets = {question.id: question for question in test.questions[language] if question.id in english}
+        sources = {question.id: question for question in test.source_of(language)}
+        targets = {question.id: question for question in test.questions[language] if question.id in sources}
         own, teacher, calibrated = (scores[name][language] for name in READ)
+        # of the test set's own source; a translated one has other passages and no gold answers
+        own_keys = [key for key in targets if key in own_sources and own_sources[key].context == sources[key].context]
+        asked = {key: scores["calibrated"][source_language][key] for key in own_keys}
         mended = [key for key in targets if calibrated[key].em and not own[key].em]
+        mended = [key for key in mended if key not in asked or asked[key].em]
         spoilt = [key for key in targets if own[key].em and not calibrated[key].em]
         ranked = {
             "success": sorted((own[key].f1, -teacher[key].f1, key) for key in mended),
@@ -106,9 +117,10 @@ def find_cases(
                     if (text := by_language.get(language, {}).get(key)) is not None:
                         texts[LLM + model] = text
                         f1[LLM + model] = 100 * score(text, targets[key].golds, language, test.rule).f1
-                same = key in own_english and own_english[key].context == english[key].context
-                english_answer = answers["calibrated"]["en"].get(key, "") if same else ""  # not of translated English
-                cases.append(Case(kind, language, english[key], targets[key], english_answer, texts, f1, len(places)))
+                answer = answers["calibrated"][source_language].get(key, "") if key in asked else ""
+                source_f1 = 100 * asked[key].f1 if key in asked else None
+                given = sources[key], targets[key], answer, texts, f1, len(places), source_language, source_f1
+                cases.append(Case(kind, language, *given))
     return cases
 
 
@@ -150,19 +162,19 @@ def inspect_attention(full: Experiment, without: Experiment, test: TestSet) -> d
     The question is the one whose entropy differs most between the two models, among the first case language's first.
     """
     language = _languages(test)[0]
-    english = {question.id: question for question in test.source_of(language)}
-    chosen = [q for q in test.questions[language] if q.id in english][:ATTENTION_QUESTIONS]
+    sources = {question.id: question for question in test.source_of(language)}
+    chosen = [q for q in test.questions[language] if q.id in sources][:ATTENTION_QUESTIONS]
     found = {}
     for name, exp in (("with token alignment", full), ("without token alignment", without)):
         predictor = _predictor(exp)
-        found[name] = [explain(predictor, question, language, english[question.id]) for question in chosen]
+        found[name] = [explain(predictor, question, language, sources[question.id]) for question in chosen]
     entropies = {name: np.array([attention_entropy(one) for one in several]) for name, several in found.items()}
     most = int(np.abs(np.subtract(*entropies.values())).argmax())
     return {
         "note": TEXTS[test.name][0],
         "language": language,
         "question": chosen[most].question,
-        "source_question": english[chosen[most].id].question,
+        "source_question": sources[chosen[most].id].question,
         "questions": len(chosen),
         "mean_entropy_nats": {name: float(values.mean()) for name, values in entropies.items()},
         "maps": {name: _split(question_attention(several[most]), 5) for name, several in found.items()},

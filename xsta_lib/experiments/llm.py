@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..baselines.llm import LONGEST, PROMPT, TOO_LONG, ask_all, key_of, open_client, read_answers
+from ..baselines.llm import LONGEST, PROMPT, ask_all, key_of, read_answers
 from ..data.protocols import TestSet, load_protocol
 from ..data.squad import Question, name_first
 from ..prediction.evaluation import Evaluation, provenance, score_answers
 from ..prediction.metrics import normalise
+from ..prediction.server import TOO_LONG, open_client
 from .experiment import Experiment, experiment, place_of
 from .results import read_result, results_folder, write_result
 from .run import data_key, refuse_other_data, runs_folder
@@ -71,6 +72,7 @@ def run_llm(
     model: str,
     languages: Sequence[str] = (),
     questions: int = 0,
+    source_language: str = "en",
     results: Path | None = None,
     progress: bool = True,
     **client,
@@ -83,15 +85,16 @@ def run_llm(
         model: as the server calls it.
         languages, questions: a part of the test sets; empty and 0 take all. A part has a result of its own name, which
             no table sets beside whole ones.
+        source_language: the folder's, of the runs that the answers stand beside; the model sees no source.
         results, progress: as for :func:`~.run.run_experiment`.
-        client: ``retries`` and ``patience`` of :func:`~xsta_lib.baselines.llm.open_client`.
+        client: ``retries`` and ``patience`` of :func:`~xsta_lib.prediction.server.open_client`.
 
     Raises:
         ValueError: an endpoint that is none; no test set has one of the languages; see also ``refuse_other_data``.
         AskingError: the server cannot be asked any further.
     """
-    exp, opened = experiment(protocol, "zero-shot"), open_client(endpoint, **client)
-    data = load_protocol(protocol)
+    exp = experiment(protocol, "zero-shot", source_language=source_language)
+    opened, data = open_client(endpoint, **client), load_protocol(protocol, source_language=source_language)
     refuse_other_data(protocol, data, results)
     known = dict.fromkeys(language for test in data.tests for language in test.questions)
     if unknown := [language for language in languages if language not in known]:
@@ -130,8 +133,10 @@ def _record(
         "temperature": 0,
         "max_tokens": LONGEST,
     }
+    if exp.source_language != Experiment.source_language:  # English is left out, so that older results stay valid
+        config["source_language"] = exp.source_language
     named = {**config, "protocol": exp.place}
-    own = {"without": [], "seed": exp.training.seed, "source": "none"}
+    own = {"without": [], "seed": exp.training.seed, "source": "none", "source_language": exp.source_language}
     totals = {
         name: sum(line.get(name, 0) for line in answers.values())
         for name in ("prompt_tokens", "completion_tokens", "seconds")
@@ -163,5 +168,6 @@ def _write(
         [f"llm_{_tag(record['model'])}"]
         + [f"questions-{config['questions']}"] * bool(config["questions"])
         + [f"languages-{'-'.join(config['languages'])}"] * bool(config["languages"])
+        + [f"source_language-{exp.source_language}"] * ("source_language" in config)
     )
     return write_result((results or results_folder()) / exp.place / f"{name}.json", record, evaluations)

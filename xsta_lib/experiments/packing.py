@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.files import read_json, write_text_atomically
+from ..data.folders import language_name
 from ..data.protocols import ProtocolData, load_protocol
 from ..encoders.packed import BOX, WEIGHTS, load_packed, pack
 from ..prediction.evaluation import evaluate_model, provenance
@@ -89,15 +90,16 @@ def mean_f1(by_language: dict[str, dict[str, float]], without: str = "en") -> fl
     return float(np.mean([values["f1"] for language, values in by_language.items() if language != without]))
 
 
-def score_table(metrics: dict[str, dict]) -> str:
-    """The scores of a packed reader by test, source and language, as Markdown."""
+def score_table(metrics: dict[str, dict], source_language: str = "en") -> str:
+    """The scores of a reader by test, source and language, as Markdown."""
     blocks = []
     for test, by_source in metrics.items():
         languages = list(next(iter(by_source.values())))
-        rows = [["English beside", *languages, "mean of targets"], ["---"] * (len(languages) + 2)]
+        beside = f"{language_name(source_language)} beside"
+        rows = [[beside, *languages, "mean of targets"], ["---"] * (len(languages) + 2)]
         for source, found in by_source.items():
             cells = [f"{found[language]['f1']:.1f} / {found[language]['em']:.1f}" for language in languages]
-            rows.append([source, *cells, f"{mean_f1(found):.1f}"])
+            rows.append([source, *cells, f"{mean_f1(found, source_language):.1f}"])
         count = next(iter(next(iter(by_source.values())).values()))["n"]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         blocks.append(f"{test} (first language: {count} questions)\n\n{table}")

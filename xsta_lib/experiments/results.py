@@ -50,12 +50,15 @@ def scores_path(result: Path) -> Path:
 
 
 def read_result(path: Path) -> dict:
-    """One result; ``scores`` is the path of the per-question scores beside it. TextError names a file that is none."""
+    """One result; ``scores`` is the path of the per-question scores beside it. TextError names a file that is none.
+
+    Older ones do not say their source language: it was English.
+    """
     result = read_json(path)
     maps = isinstance(result, dict) and all(isinstance(result.get(name), dict) for name in ("config", "metrics"))
     if not (maps and set(result) >= FIELDS and {"protocol", "backbone"} <= set(result["config"])):
         raise TextError(f"{path}: not a result as xsta writes it; move it away and measure it anew")
-    return {**result, "scores": str(scores_path(path))}
+    return {"source_language": "en", **result, "scores": str(scores_path(path))}
 
 
 def load_all_results(protocol: str, folder: Path | None = None) -> list[dict]:

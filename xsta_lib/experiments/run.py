@@ -18,6 +18,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTraine
 from ..baselines.mixup import gold_probability
 from ..data.batches import Part, row_sides, rows_of
 from ..data.files import home, read_json, replacing, writable, write_text_atomically
+from ..data.folders import language_name
 from ..data.protocols import ProtocolData, load_protocol
 from ..data.squad import CorpusError
 from ..data.windows import WindowSpec, build_windows, fingerprint, pair_windows, window_cache
@@ -27,25 +28,26 @@ from ..training import ranks
 from ..training.configuration import TrainingConfig
 from ..training.machine import peak_memory_bytes, release_memory
 from ..training.trainer import Trainer, TrainingResult
-from .experiment import ENGLISH_ONLY, METHODS, ROW_BY_ROW, SETTINGS, Experiment, grid, place_of
+from .experiment import METHODS, ROW_BY_ROW, SETTINGS, SOURCE_ONLY, Experiment, grid, place_of
 from .results import load_all_results, results_folder, write_result
 from .stages import add_stages, make_trainer, spent
 
 
 def training_parts(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
-    """The rows a method trains on: English alone; the union, each row alone; or English rows and pairs.
+    """The rows a method trains on: the source alone; the union, each row alone; or source rows and pairs.
 
     Raises:
         CorpusError: the data has no training questions.
     """
     if not data.train:
-        raise CorpusError(f"protocol {data.name!r} has no training questions; add train.en.json, see data/README.md")
+        remedy = f"add train.{data.source_language}.json, see data/README.md"
+        raise CorpusError(f"protocol {data.name!r} has no training questions; {remedy}")
     windows = partial(build_windows, tokenizer=tokenizer, cache=window_cache(), texts=False)
-    english = windows(data.train)
-    parts = [Part("en", english)]
-    if exp.method in ENGLISH_ONLY:
+    own = windows(data.train)
+    parts = [Part(data.source_language, own)]
+    if exp.method in SOURCE_ONLY:
         return parts
-    source = english if data.parallel_source is data.train else windows(data.parallel_source)
+    source = own if data.parallel_source is data.train else windows(data.parallel_source)
     for language in data.parallel:  # not items(): the texts of one language at a time
         target = windows(data.parallel[language])
         if not len(target):
@@ -55,14 +57,14 @@ def training_parts(exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTok
             continue
         back = ()
         if exp.method.startswith("x-mixup") and language in data.back_translated:
-            english_again = windows(data.back_translated[language])
-            back = (english_again, pair_windows(target, english_again, by_answer=False))
+            again = windows(data.back_translated[language])
+            back = (again, pair_windows(target, again, by_answer=False))
         parts.append(Part(language, target, source, pair_windows(target, source, by_answer=True), *back))
     return parts
 
 
 def count_rows(data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Rows of the pair setting by language, English too, for a method that does not read the translations.
+    """Rows of the pair setting by language, the source too, for a method that does not read the translations.
 
     Counted one language at a time, and once: the counts are kept beside the windows.
     """
@@ -71,7 +73,7 @@ def count_rows(data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> dict[s
     with suppress(OSError, ValueError, TypeError, AttributeError):  # missing or damaged: counted anew
         return json.loads(path.read_text("utf-8"))
     windows = partial(build_windows, tokenizer=tokenizer, cache=window_cache(), texts=False)
-    rows = {"en": len(windows(data.train))}
+    rows = {data.source_language: len(windows(data.train))}
     rows |= {language: len(windows(data.parallel[language])) for language in data.parallel}
     write_text_atomically(path, json.dumps(rows))
     return rows
@@ -80,13 +82,13 @@ def count_rows(data: ProtocolData, tokenizer: PreTrainedTokenizerBase) -> dict[s
 def step_count(
     exp: Experiment, data: ProtocolData, tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part] = ()
 ) -> int:
-    """Optimiser steps: those asked for, or the epochs over English rows and pairs, whatever the method reads.
+    """Optimiser steps: those asked for, or the epochs over source rows and pairs, whatever the method reads.
 
     ``parts`` are the experiment's :func:`training_parts`; with ``steps`` they are not needed.
     """
     if exp.training.steps:
         return exp.training.steps
-    reads_all = exp.method not in ENGLISH_ONLY
+    reads_all = exp.method not in SOURCE_ONLY
     rows = [len(part.target) for part in parts] if reads_all else count_rows(data, tokenizer).values()
     batches = sum(-(-count // exp.training.batch_size) for count in rows)
     more = 1.0
@@ -112,10 +114,17 @@ def run_folder(exp: Experiment) -> Path:
 
 
 def new_model(exp: Experiment, data: ProtocolData) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase]:
-    """An experiment's model before training, the same for the same seed, and its tokenizer."""
+    """An experiment's model before training, the same for the same seed, and its tokenizer.
+
+    Raises:
+        ValueError: the data's source language is not the experiment's.
+    """
+    if data.source_language != exp.source_language:
+        languages = f"source language is {data.source_language!r}, the experiment's {exp.source_language!r}"
+        raise ValueError(f"{data.name}: its {languages}; load the protocol with the experiment's")
     release_memory()
     torch.manual_seed(exp.training.seed)
-    languages = ["en", *data.parallel]
+    languages = [data.source_language, *data.parallel]
     return METHODS[exp.method][0].from_backbone(exp.backbone, exp.model_config(), languages, dropout=exp.dropout)
 
 
@@ -130,16 +139,17 @@ def _say(progress: bool, text: str) -> None:
         print(text)
 
 
-def english_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
+def source_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
     """Weights after ``english_epochs`` on the source language alone, trained once for all methods."""
     start = replace(exp, method="zero-shot", without=(), switches=(), training=replace(exp.training, tracker=""))
-    folder = runs_folder() / exp.place / f"english_{start.fingerprint}_{data.digest()[:8]}"
+    language = language_name(exp.source_language)
+    folder = runs_folder() / exp.place / f"{language.lower()}_{start.fingerprint}_{data.digest()[:8]}"
     weights = folder / "model.safetensors"
     if not ranks.agreed(weights.exists()):
         model, tokenizer = new_model(start, data)
         parts = training_parts(start, data, tokenizer)
         steps = max(1, round(exp.english_epochs * len(parts[0].target) / exp.training.batch_size))
-        _say(progress, f"English first, for all methods alike: {steps} steps")
+        _say(progress, f"{language} first, for all methods alike: {steps} steps")
         Trainer(model, parts, _config(start, steps), tokenizer.pad_token_id, folder).train(progress)
         if ranks.rank() == 0:
             with replacing(weights) as temporary:
@@ -151,12 +161,12 @@ def english_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
 def started_model(
     exp: Experiment, data: ProtocolData, progress: bool
 ) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase]:
-    """:func:`new_model` with the weights of its English start, if the experiment has one."""
+    """:func:`new_model` with the weights of its start on the source, if the experiment has one."""
     model, tokenizer = new_model(exp, data)
     if exp.english_epochs:
-        missing, unexpected = model.load_state_dict(load_file(str(english_start(exp, data, progress))), strict=False)
+        missing, unexpected = model.load_state_dict(load_file(str(source_start(exp, data, progress))), strict=False)
         if unexpected:
-            raise ValueError(f"the English start has weights that the model lacks: {unexpected[:3]}")
+            raise ValueError(f"the start on the source has weights that the model lacks: {unexpected[:3]}")
     return model, tokenizer
 
 
@@ -176,7 +186,8 @@ def train_experiment(
         ``(model, tokenizer, result)``; the model lies in ``model`` of :func:`run_folder`.
 
     Raises:
-        ValueError: the model there was trained on other questions than the protocol has now.
+        ValueError: the model there was trained on other questions than the protocol has now; see also
+            :func:`new_model`.
     """
     folder, digest = run_folder(exp), data.digest()
     if ranks.agreed(is_trained(exp)):
@@ -234,6 +245,7 @@ def load_run(exp: Experiment) -> tuple[XStaForQuestionAnswering, PreTrainedToken
     folder = run_folder(exp) / "model"
     if not is_trained(exp):
         command = f"xsta train --protocol {exp.protocol} --method {exp.method}"
+        command += f" --source {exp.source_language}" * (exp.source_language != Experiment.source_language)
         raise FileNotFoundError(f"{folder}: not trained on this machine yet; run '{command}' first")
     model = AutoModelForQuestionAnswering.from_pretrained(folder).to(ranks.device())
     return model, AutoTokenizer.from_pretrained(folder)
@@ -248,7 +260,7 @@ def result_path(exp: Experiment, source: str, results: Path | None = None) -> Pa
 def describe(exp: Experiment, source: str) -> dict:
     """The fields of a result that say what was run."""
     config = exp.to_dict()
-    own = {name: config[name] for name in ("method", "without", "backbone", "seed")}
+    own = {name: config[name] for name in ("method", "without", "backbone", "seed", "source_language")}
     return {"protocol": exp.place, **own, "source": source, "config": config, "fingerprint": exp.fingerprint}
 
 
@@ -266,7 +278,8 @@ def refuse_other_data(protocol: str, data: ProtocolData, results: Path | None = 
     if protocol in SETTINGS:  # published files are checksummed
         return
     key = data_key(data)
-    if any(result.get("data") != key for result in load_all_results(protocol, results)):
+    same = [r for r in load_all_results(protocol, results) if r["source_language"] == data.source_language]
+    if any(result.get("data") != key for result in same):
         place = (results or results_folder()) / place_of(protocol)
         raise ValueError(f"{place}: measured on other files than {protocol} has now; move it away to measure anew")
 
@@ -274,10 +287,11 @@ def refuse_other_data(protocol: str, data: ProtocolData, results: Path | None = 
 def known_results(experiments: Sequence[Experiment]) -> list[dict]:
     """The results of some experiments that were measured before; raises as :func:`refuse_other_data` does."""
     found, wanted = [], {exp.fingerprint for exp in experiments}
-    for protocol in dict.fromkeys(exp.protocol for exp in experiments):
-        here = [result for result in load_all_results(protocol) if result["fingerprint"] in wanted]
+    for protocol, language in dict.fromkeys((exp.protocol, exp.source_language) for exp in experiments):
+        same = [result for result in load_all_results(protocol) if result["source_language"] == language]
+        here = [result for result in same if result["fingerprint"] in wanted]
         if here and protocol not in SETTINGS:
-            refuse_other_data(protocol, load_protocol(protocol))
+            refuse_other_data(protocol, load_protocol(protocol, source_language=language))
         found += here
     return found
 
@@ -302,7 +316,7 @@ def run_experiment(
     provenance()  # looked up once, of the code as it was loaded
     window_cache()  # is there to be written, or it is said before any work
     with ranks.main_first():
-        data = data or load_protocol(exp.protocol)
+        data = data or load_protocol(exp.protocol, source_language=exp.source_language)
     refuse_other_data(exp.protocol, data, results)
     for folder in (runs_folder(), results or results_folder()):
         writable(folder, "XSTA_HOME")
@@ -316,7 +330,7 @@ def run_experiment(
             if test.source_name == "other" and source == "none":
                 continue  # the same questions as another set's, which are read alone there
             _say(progress, f"{exp.method}: {test.name}, source {source}")
-            found = source if test.source else "none"  # a set without English is read alone, and once
+            found = source if test.source else "none"  # a set without source is read alone, and once
             readings = ("calibrated", "target", "teacher") if found != "none" else ("calibrated",)
             answers = run_folder(exp) / "predictions"
             evaluations[test.name], record = evaluate_once(answers, model, tokenizer, test, found, readings, progress)

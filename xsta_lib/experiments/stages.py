@@ -35,7 +35,7 @@ from ..training.checkpoints import model_tensors
 from ..training.configuration import TrainingConfig
 from ..training.trainer import Trainer, TrainingResult
 
-FOLDS = 2  # of English; each reader is trained without one, so that it answers that one's questions as unseen ones
+FOLDS = 2  # of the source; each reader is trained without one, so that it answers that one's questions as unseen ones
 COUNTED = ("steps", "sequences", "tokens", "seconds")
 
 
@@ -109,25 +109,25 @@ class Stages:
         return cost
 
     def answer_folds(
-        self, english: Part, contexts: Sequence[str], fresh: Callable[[], XStaForQuestionAnswering]
+        self, source: Part, contexts: Sequence[str], fresh: Callable[[], XStaForQuestionAnswering]
     ) -> tuple[FoldAnswers, dict[str, dict[str, float]]]:
-        """Each fold of English answered by a reader trained on the others, and the cost by fold.
+        """Each fold of the source's rows answered by a reader trained on the others, and the cost by fold.
 
         Args:
-            english: the rows. contexts: by question.
+            source: the rows. contexts: by question.
             fresh: gives a reader before its training.
 
         Raises:
             ValueError: there are fewer passages than folds.
         """
-        windows, costs = english.target, {}
+        windows, costs = source.target, {}
         folds, answers = fold_of(contexts, FOLDS)[windows.row], np.zeros((len(windows), 2), dtype=int)
         if len(set(folds.tolist())) < FOLDS:
-            raise ValueError(f"calibrenet needs at least {FOLDS} different English training passages; add data")
+            raise ValueError(f"calibrenet needs {FOLDS} or more training passages in {source.language}; add some")
 
         def work(fold: int) -> tuple[dict[str, Tensor], TrainingResult]:
-            reader, rows = fresh(), [row for row in rows_of([english]) if folds[row.target] != fold]
-            result = self._train(Trainer, f"fold-{fold}", FOLDS, reader, [english], rows=rows)
+            reader, rows = fresh(), [row for row in rows_of([source]) if folds[row.target] != fold]
+            result = self._train(Trainer, f"fold-{fold}", FOLDS, reader, [source], rows=rows)
             found = answered_windows(reader, self.tokenizer, windows, np.flatnonzero(folds == fold))
             return {"answers": torch.from_numpy(found)}, result
 

@@ -41,7 +41,7 @@ ABLATION_ROWS = {
     ("alignment_token",): "w/o. alignment_t",
 }
 GDKS_NOTE = "w/o GDKS loses 1.1 F1 in MLQA's English and 1.3 in XQuAD's"  # the notes to Table 4
-FRAME = ["system", "dataset", "language", "f1", "em", "n", "seed", "source", "protocol", "scores"]
+FRAME = ["system", "dataset", "language", "f1", "em", "n", "seed", "source", "source_language", "protocol", "scores"]
 Block = tuple[str, pd.DataFrame]
 
 
@@ -92,7 +92,7 @@ def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
             if with_source.get(dataset) == by_language:  # read alone either way
                 continue
             own = {"system": name, "dataset": dataset, "protocol": protocol_label(result)}
-            own |= {key: result[key] for key in ("seed", "source", "scores")}
+            own |= {key: result[key] for key in ("seed", "source", "source_language", "scores")}
             rows += [{**own, "language": language, **values} for language, values in by_language.items()]
     return pd.DataFrame(rows, columns=FRAME)
 
@@ -141,32 +141,32 @@ def results_table(frame: pd.DataFrame, dataset: str) -> str:
     return markdown(results_block(frame, dataset)[1])
 
 
-def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", source: str | None = "en") -> Block:
+def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta") -> Block:
     """Paired comparison of one system with the others that have its first seed: F1 points, 95 % interval, p.
 
-    Where both have several seeds, a column gives the mean difference over them with Student's interval: what another
-    training run moves, which resampled questions cannot tell.
+    The targets are compared: the source language is left out. Where both have several seeds, a column gives the mean
+    difference over them with Student's interval: what another training run moves, which resampling cannot tell.
 
     Args:
         frame, dataset: see :func:`metrics_frame`, and which of its data sets.
         against: the system that the others are subtracted from.
-        source: the language left out; ``None`` compares all.
     """
     part = compared_systems(frame[frame["dataset"] == dataset])
+    source = part["source_language"].iloc[0]
     means = part[part["language"] != source].pivot_table(index="seed", columns="system", values="f1")
     seed = part.loc[part["system"] == against, "seed"].min()
     first = part[part["seed"] == seed].drop_duplicates("system").set_index("system")["scores"]
     own, lines = load_scores(first[against], dataset), {}
     for name in [name for name in systems(part) if name in first and name != against]:
-        cells = _difference_cells(own, load_scores(first[name], dataset), [source] if source else [])
+        cells = _difference_cells(own, load_scores(first[name], dataset), [source])
         by_seed = (means[against] - means[name]).dropna()
         if len(by_seed) > 1:
             mean, half = seed_interval(by_seed)
             over = f"{mean - half:+.1f} to {mean + half:+.1f}; {len(by_seed)} seeds"
             cells["mean over seeds"] = f"{mean:+.1f} ({over})"
         lines[f"{against} against {name}"] = cells
-    left_out = f", without {source}" if source else ""
-    return f"Measured, protocol {part['protocol'].iloc[0]}: {dataset}{left_out}", pd.DataFrame(lines).T.fillna("")
+    heading = f"Measured, protocol {part['protocol'].iloc[0]}: {dataset}, without {source}"
+    return heading, pd.DataFrame(lines).T.fillna("")
 
 
 def _difference_cells(first: pd.DataFrame, second: pd.DataFrame, without: Sequence[str] = ()) -> dict[str, str]:
@@ -235,11 +235,12 @@ def _first_seed(results: Sequence[dict]) -> tuple[str, dict[tuple[str, ...], dic
 def ablation_block(results: Sequence[dict]) -> Block:
     """Measured ablations: mean F1 / EM over the languages of each data set, and F1's change against the full method.
 
-    English's F1 stands beside: what sharing does to the source is why the paper has GDKS (notes to its Table 4).
+    The source language's F1 stands beside: what sharing does to it is why the paper has GDKS (notes to its Table 4).
     "w/o ATGC inference" is the full model read without calibration; it needs no training of its own. First seed.
     """
     heading, measured = _first_seed(results)
     rows = {key: result["metrics"] for key, result in measured.items()}
+    source = next((result["source_language"] for result in measured.values()), "")
     if () in rows and ("atgc_inference",) not in rows:
         rows[("atgc_inference",)] = measured[()]["readings"].get("target", {})
     lines = {}
@@ -250,8 +251,8 @@ def ablation_block(results: Sequence[dict]) -> Block:
             change = f1 - np.mean([values["f1"] for values in base.values()])
             cell = f"{f1:.1f} / {em:.1f}" + (f" ({change:+.1f})" if key else "")
             lines.setdefault(name, {})[dataset] = cell
-            if "en" in by_language:
-                lines[name][f"{dataset}, F1 of en"] = f"{by_language['en']['f1']:.1f}"
+            if source in by_language:
+                lines[name][f"{dataset}, F1 of {source}"] = f"{by_language[source]['f1']:.1f}"
     table = pd.DataFrame(lines).T.fillna("").rename_axis("avg F1 / EM (change)")
     return heading, table
 

@@ -230,7 +230,7 @@ class XStaForQuestionAnswering(PreTrainedModel):
         Args:
             source: what :meth:`encode` made of the source; ``None`` reads the target alone. In training, rows of the
                 source language (S = T) then are their own source (``source_rows``), others have the span loss alone.
-                Without gold positions of its own (back-translated English) the loss is the target's alone.
+                Without gold positions of its own (a back-translated source) the loss is the target's alone.
             passages: (B,) numbers that are equal for rows of one passage; all rows differ by default.
             explain: return the attentions too.
 

@@ -88,7 +88,7 @@ def units(text: str, edges: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
             start = at
 
 
-class _Column:
+class Column:
     """Draws lines of text into a column of an axes whose units are pixels, top down; ``y`` is where the next goes."""
 
     def __init__(self, axes: Axes, left: float, width: float, top: float):
@@ -117,21 +117,22 @@ class _Column:
         for style, (left, right) in marked.items():
             top, high, _, order, _ = MARKS[style]
             place = left, self.y + top * EM
-            self.axes.add_patch(Rectangle(place, right - left, high * EM, zorder=order, **_look(style)))
+            self.axes.add_patch(Rectangle(place, right - left, high * EM, zorder=order, **mark_look(style)))
         self.y += LINE
 
     def passage(self, question: Question, language: str, answers: Mapping[str, str]) -> None:
         """A question and its context with the gold answer and answers by style marked."""
         self.text(question.question, language, weight="bold")
         spans = {}
-        for gold in question.answers[:1]:  # translated English has none
+        for gold in question.answers[:1]:  # a translated source has none
             drawn = {style: text for style, text in answers.items() if style in MARKS}
             places = {style: locate(question.context, text, gold.start) for style, text in drawn.items()}
             spans = {"gold": (gold.start, gold.end)} | {style: span for style, span in places.items() if span}
         self.text(question.context, language, spans)
 
 
-def _look(style: str) -> dict:
+def mark_look(style: str) -> dict:
+    """How Matplotlib draws a style of ``MARKS``."""
     colour = MARKS[style][2]
     return {"fill": False, "edgecolor": colour} if style == "target" else {"color": colour, "linewidth": 0}
 
@@ -139,17 +140,18 @@ def _look(style: str) -> dict:
 def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
     """Draw both sides of a case; returns where it ends."""
     half = 0.47 * width
-    left, right = (_Column(axes, x, half, top) for x in (0.02 * width, 0.51 * width))
-    left.passage(case.source, "en", {"calibrated": case.source_answer})
+    left, right = (Column(axes, x, half, top) for x in (0.02 * width, 0.51 * width))
+    left.passage(case.source, case.source_language, {"calibrated": case.source_answer})
     right.passage(case.target, case.language, case.answers)
     left.y = low = max(left.y, right.y) + EM
     for name, title in {**TITLES, **{name: name for name in case.answers if name not in TITLES}}.items():
-        _Column(axes, right.left, half, low).text(f"{title} (F1 {case.f1[name]:.0f})", "en")
-        answer = _Column(axes, right.left + 0.4 * half, 0.6 * half, low)
+        Column(axes, right.left, half, low).text(f"{title} (F1 {case.f1[name]:.0f})", "en")
+        answer = Column(axes, right.left + 0.4 * half, 0.6 * half, low)
         answer.text(case.answers[name] or "(none)", case.language)
         low = answer.y
     if case.source.answers:
-        left.text(f"answer to the source: {case.source_answer or '(none)'}", "en")
+        shown = "" if case.source_f1 is None else f" (F1 {case.source_f1:.0f})"
+        left.text(f"answer to the source{shown}: {case.source_answer or '(none)'}", "en")
     return low
 
 
@@ -166,12 +168,13 @@ def case_picture(cases: Sequence[Case], note: str = "") -> Figure:
     axes.set(xlim=(0, width), ylim=(20 * DPI, 0))
     for case in cases:
         verb = {"success": "mends", "failure": "spoils"}[case.kind]
-        text = f"en, {case.language}: calibration {verb} the answer (such questions in {case.language}: {case.found})"
+        pair, count = f"{case.source_language}, {case.language}", f"such questions in {case.language}: {case.found}"
+        text = f"{pair}: calibration {verb} the answer ({count})"
         axes.text(0.02 * width, low + 0.2 * DPI, text, fontsize=9, color="0.4", va="center")
         low = _draw_case(axes, case, width, low + 0.55 * DPI) + 0.1 * DPI
     bottom = low + 0.3 * DPI
     axes.text(0.98 * width, bottom - 0.14 * DPI, note, fontsize=8, color="0.4", ha="right", va="center")
-    handles = [Rectangle((0, 0), 1, 1, label=mark[-1], **_look(style)) for style, mark in MARKS.items()]
+    handles = [Rectangle((0, 0), 1, 1, label=mark[-1], **mark_look(style)) for style, mark in MARKS.items()]
     figure.set_size_inches(11, bottom / DPI)
     axes.set(ylim=(bottom, 0))
     axes.axis("off")

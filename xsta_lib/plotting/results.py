@@ -13,6 +13,7 @@ import seaborn
 from matplotlib.figure import Figure
 
 from ..data.files import home
+from ..data.folders import language_name
 from ..data.squad import Question
 from ..experiments.experiment import backbone_tag, place_of, setting_of
 from ..experiments.inspection import attention_maps, read_cases, read_inspection
@@ -88,10 +89,10 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     return figure
 
 
-def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") -> Figure:
+def source_target_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     """Figure 3: F1 on the source language against the mean over the target languages, by method; means over seeds."""
     part = compared_systems(frame[frame["dataset"] == dataset])
-    colours = colours_of(systems(part))
+    colours, source = colours_of(systems(part)), part["source_language"].iloc[0]
     names = [f"source ({source})", "mean of targets"]
     sides = pd.Categorical(np.where(part["language"] == source, *names), names)
     figure, (axes,) = panels(2.6 + 0.85 * len(colours), 3.2)  # room for the numbers on the bars
@@ -103,18 +104,21 @@ def source_target_bars(frame: pd.DataFrame, dataset: str, source: str = "en") ->
     return figure
 
 
-def reading_bars(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
-    """F1 by language of one reader, a colour a source: with its English beside, and alone."""
+def reading_bars(
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]], title: str, source_language: str = "en"
+) -> Figure:
+    """F1 by language of one reader, a colour a source: with its source beside, and alone."""
+    beside = f"{language_name(source_language)} beside"
     rows = [
-        {"English beside": source, "language": language, "f1": values["f1"]}
+        {beside: source, "language": language, "f1": values["f1"]}
         for source, by_language in metrics.items()
         for language, values in by_language.items()
     ]
     frame = pd.DataFrame(rows)
     figure, (axes,) = panels(max(5, 0.6 * frame["language"].nunique() + 2), 3)
-    grouped_bars(axes, frame, "language", "f1", "English beside", dict(zip(metrics, PALETTE, strict=False)))
+    grouped_bars(axes, frame, "language", "f1", beside, dict(zip(metrics, PALETTE, strict=False)))
     axes.set(ylabel="F1 (%)", title=title, ylim=(0, 100))
-    legend(axes, title="English beside", **BESIDE)
+    legend(axes, title=beside, **BESIDE)
     return figure
 
 
@@ -181,7 +185,7 @@ def answer_positions(source: Sequence[Question], targets: Mapping[str, Sequence[
     return pd.concat(sides, names=["language", "id"]).dropna().reset_index()
 
 
-def position_scatter(positions: pd.DataFrame) -> Figure:
+def position_scatter(positions: pd.DataFrame, source_language: str = "en") -> Figure:
     """Answer positions, source against target, one panel a language; r is the correlation."""
     parts = dict(list(positions.groupby("language", sort=False)))
     figure, sides = panels(2.3 * len(parts), 2.9, len(parts), sharey=True)
@@ -189,7 +193,7 @@ def position_scatter(positions: pd.DataFrame) -> Figure:
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=0)
         seaborn.scatterplot(part, x="source", y="target", ax=axes, s=12, color=BLUE, alpha=0.6, linewidth=0)
         axes.set_title(f"{language}, r = {part['source'].corr(part['target']):.2f}", fontsize="medium")
-        axes.set(xlabel="place in English", ylabel="place in target", aspect="equal")
+        axes.set(xlabel=f"place in {language_name(source_language)}", ylabel="place in target", aspect="equal")
     return figure
 
 

@@ -61,6 +61,7 @@ def panels(width: float, height: float, columns: int = 1, **options: object) -> 
     axes = list(figure.subplots(1, columns, squeeze=False, **options)[0])
     for one in axes:
         seaborn.despine(ax=one)
+        one.title.set_wrap(True)  # a long protocol's name goes on in a second line
     return figure, axes
 
 

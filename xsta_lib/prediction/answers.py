@@ -27,9 +27,10 @@ class ReaderAnswer:
         language: the language it was read as.
         detected: whether that was found out, not given.
         reason: why there is no answer; empty where there is one.
-        readings: with an English source, the best span of each of ``calibrated`` (the answer), ``target`` and
+        readings: with a source, the best span of each of ``calibrated`` (the answer), ``target`` and
             ``teacher``.
         question, context: as given.
+        source: both in the reader's source language, where ``translate`` made them.
     """
 
     text: str
@@ -44,6 +45,7 @@ class ReaderAnswer:
     readings: dict[str, Span] = field(default_factory=dict)
     question: str = field(default="", repr=False)
     context: str = field(default="", repr=False)
+    source: tuple[str, str] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict:
         """The fields as JSON takes them, without the context and without what the answer does not have."""
@@ -53,6 +55,7 @@ class ReaderAnswer:
             "reason": self.reason,
             "alternatives": [span._asdict() for span in self.alternatives],
             "readings": {name: span._asdict() for name, span in self.readings.items()},
+            "source": self.source and {"question": self.source[0], "context": self.source[1]},
         }
         missing = {} if self.missing is None else {"missing": self.missing}
         return found | missing | {name: value for name, value in optional.items() if value}
@@ -69,9 +72,12 @@ class ReaderAnswer:
             f'<div dir="auto">{escape(name)}: {escape(span.text)} ({span.score:.2f})</div>'
             for name, span in self.readings.items()
         )
-        return (
+        if self.source:
+            beside = (f'<div dir="auto"><small>{escape(text)}</small></div>' for text in self.source)
+            said += "".join(beside)
+        return (  # JupyterLab sets paragraphs to the left, whatever their script
             f'<div style="{FRAME}"><div dir="auto"><b>{escape(self.question)}</b></div>'
-            f'<p dir="auto" lang="{escape(self.language)}" style="white-space: pre-wrap">'
+            f'<p dir="auto" lang="{escape(self.language)}" style="white-space: pre-wrap; text-align: start">'
             f"{marked(self.context, answer + others)}</p>"
             f'<div dir="auto">{said}</div>{readings}<small>{escape(how)}</small></div>'
         )

@@ -68,8 +68,8 @@ def answer_test(
     mine = test.share(ranks.rank(), ranks.world_size())
     predictor = Predictor(model, tokenizer, cache=window_cache(), autocast=has_bf16(model.device))
     found = {reading: {language: {} for language in test.questions} for reading in readings}
-    for questions, english in mine.by_source():
-        predicted = predictor.predict(questions, None if source == "none" else english, progress, readings)
+    for questions, beside in mine.by_source():
+        predicted = predictor.predict(questions, None if source == "none" else beside, progress, readings)
         for part in ranks.gather_objects(predicted):
             for reading, by_language in part.items():
                 for language, answered in by_language.items():

@@ -62,7 +62,7 @@ class Explanation:
             ValueError: there was no source, or the model has no teacher.
         """
         if self.teacher_attention is None:
-            raise ValueError("nothing was taught: explain() needs the English question, and a model with a teacher")
+            raise ValueError("nothing was taught: explain() needs the source question, and a model with a teacher")
         weights = self.teacher_attention[self.first_token]
         places = np.argsort(-weights, kind="stable")[:count]
         return pd.Series(weights[places], index=[piece_text(self.source_tokens[i]) for i in places], name="weight")
@@ -153,7 +153,7 @@ def question_attention(found: Explanation) -> pd.DataFrame:
         ValueError: it has none.
     """
     if found.cross_attention is None:
-        raise ValueError("no cross-attention: explain() needs the English question, and a model that shares")
+        raise ValueError("no cross-attention: explain() needs the source question, and a model that shares")
     sides = (found.target_tokens, found.target_context_start), (found.source_tokens, found.source_context_start)
     places = [question_places(*side) for side in sides]
     rows, columns = ([piece_text(tokens[i]) for i in at] for (tokens, _), at in zip(sides, places, strict=True))

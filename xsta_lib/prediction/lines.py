@@ -89,7 +89,13 @@ def cut_torn_line(path: Path) -> None:
 
 
 def answer_lines(
-    requests: Sequence[dict], open_reader: Callable, model: str, output: Path | None, language: str | None, n_best: int
+    requests: Sequence[dict],
+    open_reader: Callable,
+    model: str,
+    output: Path | None,
+    language: str | None,
+    n_best: int,
+    translate: str | None = None,
 ) -> None:
     """Answer questions in order, each a JSON line, with a bar.
 
@@ -99,7 +105,7 @@ def answer_lines(
         model: the reader's name, which every line bears.
         output: a file, written on behind the answers that it has; ``None`` prints all.
         language: of the questions that do not say theirs; ``None`` finds it out.
-        n_best: as for :meth:`xsta_lib.reader.Reader.answer`.
+        n_best, translate: as for :meth:`xsta_lib.reader.Reader.answer`.
     """
     done = finished(output, requests, model) if output else 0
     if done == len(requests):
@@ -112,7 +118,7 @@ def answer_lines(
         with tqdm(total=len(requests), initial=done, desc="answering", unit="question") as bar:
             for low in range(done, len(requests), TOGETHER):
                 part = requests[low : low + TOGETHER]
-                for request, answer in zip(part, _answers(reader, part, language, n_best), strict=True):
+                for request, answer in zip(part, _answers(reader, part, language, n_best, translate), strict=True):
                     about = {"id": request["id"]} if "id" in request else {}
                     print(as_json(about | {"model": model} | answer.to_dict(), file), file=file)
                 file.flush()
@@ -122,7 +128,7 @@ def answer_lines(
             file.close()
 
 
-def _answers(reader, part: Sequence[dict], language: str | None, n_best: int) -> list:
+def _answers(reader, part: Sequence[dict], language: str | None, n_best: int, translate: str | None) -> list:
     """The reader's answers to some questions, in order."""
     questions, contexts = ([request[key] for request in part] for key in NEEDED)
     languages = [request.get("language") or language for request in part]
@@ -130,7 +136,7 @@ def _answers(reader, part: Sequence[dict], language: str | None, n_best: int) ->
         (request["source_question"], request["source_context"]) if "source_question" in request else None
         for request in part
     ]
-    return reader.answer(questions, contexts, languages, sources if any(sources) else None, n_best)
+    return reader.answer(questions, contexts, languages, sources if any(sources) else None, n_best, translate)
 
 
 def as_json(values: dict, file: TextIO) -> str:

@@ -15,7 +15,7 @@ SHOWN = ("loss", "source", "target", "teacher", "sentence", "token", "distance",
 
 
 def means(window: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every value over the steps that have it (English steps have no teacher, for one)."""
+    """The mean of every value over the steps that have it (steps without a source have no teacher, for one)."""
     found = {}
     for name in sorted({name for line in window for name in line}):
         values = [line[name] for line in window if name in line]

@@ -108,7 +108,7 @@ def make_accelerator(precision: str, tracker: str, folder: Path | None) -> Accel
     known = AcceleratorState._shared_state.get("_mixed_precision")
     if known not in (None, mixed):  # accelerate keeps one precision a process unless told to forget it
         AcceleratorState._reset_state()
-    # English steps leave the teacher unused; the statistics are the same on all ranks already.
+    # the source's steps leave the teacher unused; the statistics are the same on all ranks already.
     handler = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = Accelerator(
         mixed_precision=mixed,

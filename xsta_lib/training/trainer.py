@@ -88,7 +88,7 @@ class Trainer:
         rows: the rows to train on; all rows of the parts by default.
         run: a name that a checkpoint must carry to be resumed; the settings by default.
         on_log: takes all log lines so far after each new one (a live curve).
-        gold_probability: how often a step of a given number reads gold English where back-translated English is at
+        gold_probability: how often a step of a given number reads the gold source where a back-translated one is at
             hand too; always, by default.
 
     Under ``torchrun`` every rank makes the same trainer and calls the same methods; each reads its share of a batch's
@@ -119,7 +119,7 @@ class Trainer:
         if config.share_source and ranks.world_size() > 1:
             raise ValueError("share_source works in one process; leave it off under torchrun")
         if config.share_source and any(part.back is not None for part in parts):
-            raise ValueError("share_source reads gold English for all languages, not back-translations; leave it off")
+            raise ValueError("share_source reads gold sources for all languages, not back-translations; leave it off")
         self.parts, self.config, self.pad_id, self.evaluate = parts, config, pad_id, evaluate
         self.rows = list(rows) if rows is not None else rows_of(parts)
         self.run = run or json.dumps(asdict(config), sort_keys=True)
@@ -157,7 +157,7 @@ class Trainer:
         return inputs
 
     def reads_back_translation(self, batch: Sequence[Row]) -> bool:
-        """Whether this step's source is back-translated English: scheduled sampling, fixed by the seed."""
+        """Whether this step's source is a back-translated one: scheduled sampling, fixed by the seed."""
         if batch[0].source < 0 or not self.parts[batch[0].part].has_back(batch):
             return False
         return np.random.default_rng([self.config.seed, self.step]).random() >= self.gold_probability(self.step)

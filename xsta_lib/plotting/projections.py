@@ -1,0 +1,64 @@
+"""Pictures of answer spans projected into translations: the table of methods, and one answer in several scripts."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import seaborn
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ..data.squad import Question
+from ..translation.spans import Projection
+from .cases import EM, Column, mark_look
+from .style import DPI, panels, use_fonts
+
+KEY = {"gold": "gold (line below)", "calibrated": "projected (yellow)"}  # the marks of cases.py that are used here
+
+
+def projection_heatmap(table: pd.DataFrame, title: str = "") -> Figure:
+    """The methods' F1 (%) by language as a table whose colours say how good: rows are methods, columns languages."""
+    figure, (axes,) = panels(1.5 + 0.62 * len(table.columns), 1.2 + 0.42 * len(table))
+    seaborn.heatmap(table, annot=True, fmt=".1f", cmap="Blues", vmin=0, vmax=100, ax=axes, cbar=False, linewidths=1)
+    axes.set(xlabel="", ylabel="", title=title)
+    axes.tick_params(axis="y", rotation=0, length=0)
+    axes.tick_params(axis="x", length=0)
+    return figure
+
+
+def projection_picture(source: Question, targets: Mapping[str, tuple[Question, Sequence[Projection]]]) -> Figure:
+    """One answer in several scripts: the source with its gold span, then each target with its likeliest spans.
+
+    Args:
+        source: with its answer.
+        targets: by language, the question there and its spans, best first; the best is marked, all are written out.
+    """
+    use_fonts()
+    width, top = 9 * DPI, 20 * DPI
+    figure = Figure(figsize=(9, 20), dpi=DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(top, 0))
+    column = Column(axes, 0.02 * width, 0.96 * width, 2 * EM)
+    column.text(source.question, "en", weight="bold")
+    gold = source.answers[0]
+    column.text(source.context, "en", {"gold": (gold.start, gold.end)})
+    for language, (target, found) in targets.items():
+        column.y += EM
+        column.text(target.question, language, weight="bold")
+        gold, best = target.answers[0], found[0]
+        spans = {"gold": (gold.start, gold.end), "calibrated": (best.start, best.end)}
+        column.text(target.context, language, spans)
+        for span in found:
+            low = column.y
+            Column(axes, column.left, 0.2 * width, low).text(f"probability {span.score:.2f}", "en")
+            written = Column(axes, column.left + 0.16 * width, 0.8 * width, low)
+            written.text(target.context[span.start : span.end], language)
+            column.y = written.y
+    bottom = column.y + 2 * EM
+    handles = [Rectangle((0, 0), 1, 1, label=text, **mark_look(style)) for style, text in KEY.items()]
+    figure.set_size_inches(9, bottom / DPI)
+    axes.set(ylim=(bottom, 0))
+    axes.axis("off")
+    axes.legend(handles=handles, ncols=2, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.012, 0))
+    return figure

@@ -1,0 +1,1 @@
+"""Translated pairs for any language: engines, sentences and their places, answer spans, files."""
