@@ -15,11 +15,7 @@ PLAIN_HTML = "<IPython.core.display.HTML object>"
 
 def outputs(notebook: nbformat.NotebookNode) -> list[list[dict]]:
     """By code cell: texts as they are, images by their size in pixels; progress bars and warnings left out."""
-    return [
-        [kept for out in cell.outputs if (kept := _output(out)) is not None]
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-    ]
+    return [_together(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def machine() -> list[str]:
@@ -27,6 +23,21 @@ def machine() -> list[str]:
     units = [torch.backends.cpu.get_cpu_capability()]
     units += [name for name, there in (("bf16", has_bf16()), ("AMX", torch.cpu._is_amx_tile_supported())) if there]
     return [" ".join(units), torch.__version__.split("+")[0]]
+
+
+def _together(cell: list[nbformat.NotebookNode]) -> list[dict]:
+    """A cell's outputs; what is printed comes in one piece or in several, as the kernel pleases: here in one."""
+    found: list[dict] = []
+    printed = False
+    for out in cell:
+        if (kept := _output(out)) is None:
+            continue
+        if printed and out.output_type == "stream":
+            found[-1]["text"] += kept["text"]
+        else:
+            found.append(kept)
+        printed = out.output_type == "stream"
+    return found
 
 
 def _output(out: nbformat.NotebookNode) -> dict | None:

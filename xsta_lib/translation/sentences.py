@@ -19,7 +19,8 @@ def split_sentences(text: str, language: str) -> list[tuple[int, int]]:
         language: a code such as ``"de"``; where sentencex does not know it, its general rules cut.
     """
     places = []
-    for found in get_sentence_boundaries(re.split("[-_]", language)[0], text):
+    plain = _SPACE.sub(lambda match: re.sub(r"[^\n\t ]", " ", match[0]), text)  # sentencex fails on rare white space
+    for found in get_sentence_boundaries(re.split("[-_]", language)[0], plain):
         start, end = found["start_index"], found["end_index"]
         sentence = text[start:end]
         if stripped := sentence.strip():
