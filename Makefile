@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM = true
 export MALLOC_MMAP_THRESHOLD_ = 4294967296
 export MALLOC_TRIM_THRESHOLD_ = 68719476736
 
-.PHONY: demo test lab check notebooks reader grids more-grids compact bench gpu clean
+.PHONY: demo test lab check notebooks reader grids more-grids compact bench spanish gpu clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv (a few minutes the first time; 2 GB, several more with torch's default CUDA build) ..."
@@ -72,6 +72,11 @@ compact: .venv/.ready
 bench: .venv/.ready
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/method_cost.py
+
+# A reader for Spanish from English files, by Apertium (apt install apertium-eng-spa) and by people's pairs: half an hour of
+# translating and answering on one core, then five trainings of 300 steps, half an hour each; data: xsta download parallel.
+spanish: .venv/.ready
+	$(BIN)/python benchmarks/spanish.py --train
 
 # On a GPU: the throughput benchmark, then the systems and the grids under parallel, with figures.
 gpu: .venv/.ready
