@@ -79,7 +79,7 @@ def test_a_notebook_of_what_nobody_measured_says_how_to_measure_it(copy, name):
 def test_every_cell_has_its_place_on_a_slide_and_every_exercise_its_solution():
     files = {path.stem: nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
     solved = {cell.source[3:5] for cell in files["solutions"].cells if cell.source.startswith("## ")}
-    for name in ("00", "01", "03", "07", "08", "09", "10", "11"):
+    for name in ("00", "01", "03", "04", "05", "06", "07", "08", "09", "10", "11"):
         (notebook,) = (found for stem, found in files.items() if stem.startswith(name))
         assert all("slide_type" in cell.metadata.slideshow for cell in notebook.cells), name
         (exercise,) = (cell.source for cell in notebook.cells if cell.source.startswith("**Exercise** ("))
