@@ -33,10 +33,10 @@ from xsta_lib.data.protocols import TYDIQA_TRAIN, TestSet, load_protocol
 from xsta_lib.data.squad import write_squad
 from xsta_lib.encoders.packed import BOX, load_packed
 from xsta_lib.experiments.experiment import Experiment, experiment
-from xsta_lib.experiments.results import results_folder
+from xsta_lib.experiments.results import results_folder, score_frame, scores_path, write_scores
 from xsta_lib.experiments.run import result_path, run_experiment, runs_folder
 from xsta_lib.experiments.significance import average_interval, paired_bootstrap
-from xsta_lib.prediction.evaluation import Evaluation, evaluate_model, provenance
+from xsta_lib.prediction.evaluation import evaluate_model, provenance
 from xsta_lib.training.ranks import device
 from xsta_lib.translation.corpus import translate_test, translate_training
 from xsta_lib.translation.engines import open_engine
@@ -133,13 +133,6 @@ def translate_train(place: Path, results: Path) -> None:
     write_text_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
-def scores_of(evaluation: Evaluation) -> pd.DataFrame:
-    """Rows ``language, id, f1, em`` of an evaluation, in percent."""
-    found = evaluation.scores.items()
-    rows = [(language, key, 100 * s.f1, 100 * s.em) for language, part in found for key, s in part.items()]
-    return pd.DataFrame(rows, columns=["language", "id", "f1", "em"])
-
-
 def spanish_tests(place: Path) -> dict[str, TestSet]:
     """XQuAD's Spanish test questions with gold English beside, with Apertium's, and with none."""
     gold = load_protocol(str(place / "human"), rule="squad").tests[0]
@@ -161,7 +154,8 @@ def measure_translate_test(place: Path, results: Path) -> None:
         name: evaluate_model(model, tokenizer, test, "none" if name == "none" else "gold")
         for name, test in spanish_tests(place).items()
     }
-    frames = {name: scores_of(evaluation) for name, evaluation in found.items()}
+    scores = score_frame(found)
+    frames = dict(iter(scores.groupby("dataset")))
     pairs = (("gold", "apertium"), ("apertium", "none"), ("gold", "none"))
     record = {
         "reader": BOX.name,
@@ -170,9 +164,7 @@ def measure_translate_test(place: Path, results: Path) -> None:
         "differences": {f"{a} minus {b}": paired_bootstrap(frames[a], frames[b])._asdict() for a, b in pairs},
         **about(),
     }
-    frame = pd.concat([frame.assign(english=name) for name, frame in frames.items()])
-    with replacing(results / "translate-test.scores.parquet") as temporary:
-        frame.astype({"f1": "float32", "em": "float32"}).to_parquet(temporary, index=False, compression="zstd")
+    write_scores(scores_path(path), scores)
     write_text_atomically(path, json.dumps(record, indent=1) + "\n")
 
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from langcodes import tag_is_valid
+
 from .squad import CorpusError
 
 SPLITS = ("train", "dev", "test")
@@ -22,13 +24,6 @@ MEANT = re.compile(  # what somebody may have meant as one of these
     r"([^.].*\.(json\w*|ndjson|csv|tsv|parquet|gz|zip)(\W.*)?|(train|dev|test|back|valid\w*)([._ -][a-z]{2,3}\b.*)?)",
     re.IGNORECASE,
 )
-_CODES = """
-aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es
-et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj
-kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no nr nv
-ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti
-tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
-"""  # ISO 639-1
 
 
 def language_name(code: str) -> str:
@@ -76,7 +71,7 @@ def folder_files(
     if not any(split in SPLITS for split, _ in found):
         rest = "; ".join(["see data/README.md", *notes])
         raise CorpusError(f"{folder}: no file <split>.<language>.json, such as train.{source_language}.json; {rest}")
-    unknown = sorted({code for _, code in found if len(code) == 2} - set(_CODES.split()))
+    unknown = sorted({code for _, code in found if len(code) == 2 and not tag_is_valid(code)})
     if unknown:
         notes.append(f"read, though no language has the code {', '.join(unknown)} (ISO 639-1); misspelt?")
     order = sorted(found, key=lambda pair: ([*OPTIONS].index(pair[0]), pair[1] != source_language, pair[1]))

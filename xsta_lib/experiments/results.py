@@ -28,20 +28,33 @@ def write_result(path: Path, record: dict, evaluations: Mapping[str, Mapping[str
     """
     if path.exists() and read_result(path)["fingerprint"] != record["fingerprint"]:
         path = path.with_name(f"{path.stem}_{record['fingerprint']}.json")
-    metrics, readings, rows = {}, {}, []
+    metrics, readings, mains = {}, {}, {}
     for dataset, by_reading in evaluations.items():
         for reading, evaluation in by_reading.items():
             readings.setdefault(reading, {})[dataset] = evaluation.metrics
-        main = next(iter(by_reading.values()))
-        metrics[dataset] = main.metrics
-        for language, scores in main.scores.items():
-            rows += [(dataset, language, key, 100 * s.f1, 100 * s.em) for key, s in scores.items()]
+        mains[dataset] = next(iter(by_reading.values()))
+        metrics[dataset] = mains[dataset].metrics
     full = {**record, "metrics": metrics, "readings": readings if len(readings) > 1 else {}}
-    frame = pd.DataFrame(rows, columns=["dataset", "language", "id", "f1", "em"])
-    with replacing(scores_path(path)) as temporary:  # first, so that no result is without its scores
-        frame.astype({"f1": "float32", "em": "float32"}).to_parquet(temporary, index=False, compression="zstd")
+    write_scores(scores_path(path), score_frame(mains))  # first, so that no result is without its scores
     write_text_atomically(path, json.dumps(full, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def score_frame(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
+    """Rows ``dataset, language, id, f1, em`` (percent) of evaluations by test set."""
+    rows = [
+        (dataset, language, key, 100 * one.f1, 100 * one.em)
+        for dataset, evaluation in evaluations.items()
+        for language, scores in evaluation.scores.items()
+        for key, one in scores.items()
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "language", "id", "f1", "em"])
+
+
+def write_scores(path: Path, frame: pd.DataFrame) -> None:
+    """Write rows of :func:`score_frame` to a file."""
+    with replacing(path) as temporary:
+        frame.astype({"f1": "float32", "em": "float32"}).to_parquet(temporary, index=False, compression="zstd")
 
 
 def scores_path(result: Path) -> Path:

@@ -100,6 +100,7 @@ def translate_training(
     limit = projector.threshold if threshold is None else threshold
 
     def run() -> Iterator[Made]:
+        """All files, one after the other; what is refused above is refused before the first."""
         for target, path in paths.items():
             if not made[target]:
                 translator = Translator(engine, source, target, progress=progress)
