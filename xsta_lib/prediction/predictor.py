@@ -150,11 +150,11 @@ class Predictor:
         model: a trained model, on its device; or another extractive reader in the form of
             :class:`~xsta_lib.prediction.plain.PlainReader`.
         tokenizer: its tokenizer.
-        batch_size: windows a batch.
+        batch_size: windows a batch; by default what keeps the model's device busy.
         spec: window lengths.
         cache: folder for token windows.
         autocast: run the encoder in bfloat16.
-        chunk: how many source questions' states are held in memory at a time.
+        chunk: how many source windows' states are held in memory at a time; 8 batches' by default.
         multiple: lengths are rounded up to a multiple of it.
         alternatives: how many spans a prediction keeps in ``alternatives``.
     """
@@ -163,17 +163,18 @@ class Predictor:
         self,
         model: XStaForQuestionAnswering,
         tokenizer,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         spec: WindowSpec | None = None,
         cache=None,
         autocast: bool = False,
-        chunk: int = 256,
+        chunk: int | None = None,
         multiple: int = 8,
         alternatives: int = 1,
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.batch_size, self.spec = batch_size, spec or WindowSpec()
-        self.cache, self.autocast, self.chunk, self.multiple = cache, autocast, chunk, multiple
+        self.batch_size = batch_size or (32 if model.device.type == "cpu" else 128)
+        self.chunk, self.spec = chunk or 8 * self.batch_size, spec or WindowSpec()
+        self.cache, self.autocast, self.multiple = cache, autocast, multiple
         self.alternatives = alternatives
 
     @cached_property

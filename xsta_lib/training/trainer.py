@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import recursively_apply, send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -63,6 +63,23 @@ class TrainingResult:
     data: str = ""
     peak_memory_bytes: int = 0
     provenance: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose values are still on the device.
+
+    Attributes:
+        number, batch, task, rate: of the step; steps are counted from 1.
+        names, values: of its loss, terms and counts, in one order.
+    """
+
+    number: int
+    batch: Sequence[Row]
+    task: str
+    rate: float
+    names: list[str]
+    values: torch.Tensor
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -131,7 +148,9 @@ class Trainer:
         if config.compile:
             passes.compile(dynamic=True)
         self.passes, self.optimizer = self.accelerator.prepare(passes, make_optimizer(model, config))
-        self.step = 0
+        self.fetches = self.accelerator.device.type == "cpu"  # elsewhere every step's values would cost a wait
+        self.step, self.broken = 0, None
+        self.pending: list[_Pending] = []
         self.result = TrainingResult()
 
     # -- one step -------------------------------------------------------------------------------------------------
@@ -169,8 +188,13 @@ class Trainer:
             TrainingError: the loss or its gradient is not finite, or memory is exhausted; weights are those before the
                 step.
         """
+        self._step(batch)
+        return self._fetch()[0]
+
+    def _step(self, batch: Sequence[Row]) -> None:
+        """:meth:`train_step`, whose values stay on the device, which computes on meanwhile, until :meth:`_fetch`."""
         self.passes.train()
-        back, pieces = self.reads_back_translation(batch), self._pieces(batch)
+        back, pieces, task = self.reads_back_translation(batch), self._pieces(batch), self.task()
         totals: dict[str, torch.Tensor] = {}
         try:
             for number, piece in enumerate(pieces, 1):
@@ -182,19 +206,44 @@ class Trainer:
                     f"{self.config.accumulation}), set gradient_checkpointing, or lower batch_size. {self._saved()}"
                 ) from error
             raise
-        values = self._over_ranks(totals)
-        if not math.isfinite(values["loss"]):
-            self._stop_on_nan(batch, "loss")
         norm = self.accelerator.clip_grad_norm_(self.passes.parameters(), self.config.max_grad_norm)
-        if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # a scaler leaves such a step out itself
-            self._stop_on_nan(batch, "gradient")
-        values["learning_rate"] = learning_rate(self.config, self.step)
+        totals["grad_norm"] = norm.detach() / ranks.world_size()  # the same on every rank
+        values = ranks.sum_over_ranks(torch.stack([value.float() for value in totals.values()]))
+        if self.accelerator.scaler is None:  # a scaler leaves a step with infinite gradients out itself
+            finite = values[[*totals].index("loss")].isfinite() & norm.isfinite()
+            self.broken = (~finite).float() if self.broken is None else torch.maximum(self.broken, (~finite).float())
+            self.optimizer.optimizer.found_inf = self.broken  # the fused AdamW then changes nothing, from here on
+        rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = values["learning_rate"]
+            group["lr"] = rate
         self.optimizer.step()
         clear_gradients(self.model, self.optimizer)
         self.step += 1
-        return values | {"grad_norm": float(norm)}
+        self.pending.append(_Pending(self.step, batch, task, rate, list(totals), values))
+
+    def _fetch(self) -> list[dict[str, float]]:
+        """The values of the steps since the last call, fetched from the device at once, and counted."""
+        pending, self.pending, lines = self.pending, [], []
+        numbers = torch.cat([step.values for step in pending]).tolist() if pending else []
+        for step in pending:
+            own, numbers = numbers[: len(step.names)], numbers[len(step.names) :]
+            line = dict(zip(step.names, own, strict=True)) | {"learning_rate": step.rate}
+            if not math.isfinite(line["loss"]):
+                self._stop_on_nan(step, "loss")
+            if self.accelerator.scaler is None and not math.isfinite(line["grad_norm"]):
+                self._stop_on_nan(step, "gradient")
+            counts = {"steps": 1} | {name: round(line.pop(name)) for name in ("sequences", "tokens")}
+            for name, count in counts.items():
+                setattr(self.result, name, getattr(self.result, name) + count)
+                if step.task:
+                    extra = self.result.extra.setdefault(step.task, dict.fromkeys(counts, 0))
+                    extra[name] += count
+            lines.append(line)
+        return lines
+
+    def task(self) -> str:
+        """What this step learns beside answering; a method that alternates between tasks names the others."""
+        return ""
 
     def _read(self, piece: Sequence[Row], rows: int, back: bool, last: bool, totals: dict[str, torch.Tensor]) -> None:
         """Forward and backward of this rank's share of some rows; a piece with too few rows is read by every rank."""
@@ -206,10 +255,11 @@ class Trainer:
         with syncing, ranks.alone() if few else ranks.one_batch():
             inputs = self._inputs(mine, back)
             for name, count in amount(inputs).items():
-                totals[name] = totals.get(name, 0.0) + torch.tensor(count / (world if few else 1))
+                value = torch.full((), count / (world if few else 1), device=self.accelerator.device)
+                totals[name] = totals.get(name, 0.0) + value
             if watched := self._watches(inputs):
                 inputs["explain"] = True
-            output = self.passes(**send_to_device(inputs, self.accelerator.device, non_blocking=True))
+            output = self.passes(**self._send(inputs))
             shares = gradient_shares(self.model, output.losses) if watched else {}
             self.accelerator.backward(output.loss * (share * world))  # gradients are averaged over ranks
         if few:  # every rank had its own dropout, and so its own statistics
@@ -229,19 +279,21 @@ class Trainer:
         due = self.step % WATCH_EVERY == 0 and ranks.world_size() == 1
         return due and "source" in inputs and "targets" not in inputs
 
-    def _over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
-        """A step's values over all ranks, fetched from the device at once."""
-        return dict(zip(totals, ranks.sum_over_ranks(torch.stack(list(totals.values()))).tolist(), strict=True))
+    def _send(self, inputs: dict) -> dict:
+        """A batch on its way to the device, which a GPU fetches while this process goes on."""
+        if self.accelerator.device.type == "cuda":
+            inputs = recursively_apply(torch.Tensor.pin_memory, inputs)
+        return send_to_device(inputs, self.accelerator.device, non_blocking=True)
 
     def _saved(self) -> str:
         saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
         return f"Last good checkpoint: {saved or 'none'}"
 
-    def _stop_on_nan(self, batch: Sequence[Row], what: str) -> None:
-        language = self.parts[batch[0].part].language
-        ids = [self.parts[row.part].target.id_of(row.target) for row in batch[:5]]
+    def _stop_on_nan(self, step: _Pending, what: str) -> None:
+        language = self.parts[step.batch[0].part].language
+        ids = [self.parts[row.part].target.id_of(row.target) for row in step.batch[:5]]
         raise TrainingError(
-            f"the {what} is not finite at step {self.step + 1} ({language}, ids {ids}, ...); lower learning_rate or "
+            f"the {what} is not finite at step {step.number} ({language}, ids {ids}, ...); lower learning_rate or "
             f"use precision='fp32'. {self._saved()}"
         )
 
@@ -290,20 +342,21 @@ class Trainer:
         window: list[dict] = []
         while self.step < self.config.steps:
             epoch, batch = next(batches)
-            window.append(self.train_step(batch))
-            self.result.steps += 1
-            self.result.sequences += round(window[-1].pop("sequences"))
-            self.result.tokens += round(window[-1].pop("tokens"))
-            bar.set_postfix(loss=f"{window[-1]['loss']:.3f}", refresh=False)
+            self._step(batch)
             bar.update()
+            logs = self.step % self.config.log_every == 0 or self.step == self.config.steps
+            if self.fetches or logs or self._due_now():
+                window += self._fetch()
+                bar.set_postfix(loss=f"{window[-1]['loss']:.3f}", refresh=False)
             self.result.seconds = before + time.perf_counter() - began
-            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+            if logs:
                 self._log(window, epoch)
                 window = []
             self._evaluate_and_save()
             if self.step % TRIM_EVERY == 0 and self.model.device.type == "cpu":
                 release_memory()
             if interrupted.is_set():  # the one place where weights, statistics, random numbers and scores agree
+                window += self._fetch()
                 if window:
                     self._log(window, epoch)
                 if self.folder:
@@ -329,6 +382,10 @@ class Trainer:
         line = {"step": self.step, "epoch": epoch, "seconds": round(self.result.seconds, 2), **means(window)}
         self.result.log.append(line)
         self.log.add(self.result.log)
+
+    def _due_now(self) -> bool:
+        """Whether an evaluation or a checkpoint comes after this step."""
+        return self._due(self.config.evaluate_every) or self._due(self.config.save_every)
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
