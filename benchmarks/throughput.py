@@ -16,15 +16,17 @@ import json
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from transformers import BertConfig
 
-from xsta_lib.data.batches import Row, collate, collate_shared, epoch_batches, rows_of
+from xsta_lib.data.batches import Part, Row, collate, collate_shared, epoch_batches, row_sides, rows_of
 from xsta_lib.data.files import write_text_atomically
 from xsta_lib.data.protocols import ProtocolData, load_protocol
 from xsta_lib.data.squad import CorpusError
@@ -39,7 +41,7 @@ from xsta_lib.training.configuration import TrainingConfig
 from xsta_lib.training.cpu import clear_gradients, tuned
 from xsta_lib.training.machine import has_bf16, peak_memory_bytes
 from xsta_lib.training.passes import Passes
-from xsta_lib.training.trainer import make_optimizer
+from xsta_lib.training.trainer import Trainer, make_optimizer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PLAIN_LENGTH = 384
@@ -243,8 +245,6 @@ def measure_answering(fast: Way, plain: Way, questions: dict, source: list) -> d
 
 def measure_paper_size(device: str, config: dict, rows: int, length: int, steps: int) -> dict:
     """Share of the matrix product rate at the paper's size (BERT base, pairs of 32 x 384), eager and compiled."""
-    from transformers import BertConfig
-
     rate, found = matmul_rate(torch.device(device)), {}
     for name in ("eager", "compiled"):
         torch.manual_seed(0)
@@ -274,6 +274,49 @@ def measure_paper_size(device: str, config: dict, rows: int, length: int, steps:
         flops = training_flops(model, [length] * (2 * rows))
         found[f"paper_size_{name}_utilisation"] = flops / seconds / rate
     return found
+
+
+def measure_trainer(device: str, config: dict, parts: Sequence[Part], rows: int, steps: int) -> dict:
+    """How busy the trainer keeps a GPU at the paper's size, from a profile of its kernels.
+
+    Args:
+        device: a GPU.
+        config: of the encoder, where it is not BERT base.
+        parts: the data, whose longest pairs are read.
+        rows: pairs a batch.
+        steps: of the training that is profiled; another one of as many warms up.
+
+    Returns:
+        ``seconds`` from the first kernel to the last, the share of them in which some kernel or copy ran
+        (``busy_share``), and the kernels that take longest (``kernels``: name, calls, share of the busy time).
+    """
+    pairs = [row for row in rows_of(parts) if row.source >= 0]
+    longest = sorted(pairs, key=lambda row: -sum(row_sides(parts, row)))[: rows * steps]
+    for number in range(2):
+        torch.manual_seed(0)
+        encoder = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **config)
+        languages, layer = [part.language for part in parts], min(8, encoder.num_hidden_layers)
+        model = XStaForQuestionAnswering(XStaConfig(encoder=encoder, languages=languages, sharing_layer=layer))
+        trainer = Trainer(model, parts, TrainingConfig(steps=steps, batch_size=rows), 0, rows=longest)
+        activities = [torch.profiler.ProfilerActivity.CUDA if device != "cpu" else torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities) if number else nullcontext() as profile:
+            trainer.train(progress=False)
+            if device != "cpu":
+                torch.cuda.synchronize()
+    spans: list[tuple[float, float, str]] = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in profile.events()
+        if device == "cpu" or event.device_type == torch.autograd.DeviceType.CUDA
+    )
+    busy, end, times = 0.0, spans[0][0], Counter()
+    calls = Counter(name for *_, name in spans)
+    for first, last, name in spans:
+        busy += max(0.0, last - max(first, end))
+        end = max(end, last)
+        times[name] += last - first
+    most = [[name, calls[name], taken / sum(times.values())] for name, taken in times.most_common(15)]
+    seconds = end - spans[0][0]
+    return {"seconds": seconds / 1e6, "steps": steps, "busy_share": busy / seconds, "kernels": most}
 
 
 def repeat(step: Callable[[], None], steps: int, device: str) -> float:
@@ -320,6 +363,8 @@ def run(args: argparse.Namespace) -> dict:
         record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
     if args.paper_size:
         record |= measure_paper_size(args.device, {}, 32, PLAIN_LENGTH, 10)
+        vocabulary = {"vocab_size": len(fast.tokenizer)}
+        record["paper_size_trainer"] = measure_trainer(args.device, vocabulary, parts, 32, 20)
     return record | {"provenance": provenance()}
 
 

@@ -12,6 +12,9 @@ from toy import HIDDEN, encoder_config
 
 from xsta_lib import XStaConfig, XStaForQuestionAnswering
 from xsta_lib.data.protocols import load_protocol
+from xsta_lib.encoders.backbones import load_backbone
+from xsta_lib.experiments.experiment import experiment
+from xsta_lib.experiments.run import training_parts
 from xsta_lib.training.passes import Passes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
@@ -38,6 +41,18 @@ def test_utilisation_at_the_papers_size_runs(monkeypatch):
     found = throughput.measure_paper_size("cpu", config | {"intermediate_size": 48}, rows=2, length=16, steps=2)
     assert set(found) == {"paper_size_eager_utilisation", "paper_size_compiled_utilisation"}
     assert all(0 < value < 1 for value in found.values())
+
+
+def test_a_profile_says_how_busy_the_device_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("XSTA_CACHE", str(tmp_path / "cache"))
+    data = load_protocol("demo")
+    texts = [q.context for questions in data.parallel.values() for q in questions[:40]]
+    _, tokenizer = load_backbone(str(write_tiny_e5(tmp_path / "tiny.bin", texts=texts)))
+    parts = training_parts(experiment("demo", "x-sta"), data, tokenizer)
+    config = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    found = throughput.measure_trainer("cpu", config | {"intermediate_size": 48}, parts, rows=2, steps=2)
+    assert 0 < found["busy_share"] <= 1 and found["seconds"] > 0
+    assert len(found["kernels"]) == 15 and all(0 < share < 1 for *_, share in found["kernels"])
 
 
 def test_arithmetic_of_a_window_is_counted_as_torch_counts_it():

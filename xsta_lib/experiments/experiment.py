@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -117,6 +117,10 @@ class Experiment:
         every = (*fields(self), *fields(self.training))
         floats = {f.name for f in every if f.type in (float, float | None) and values[f.name] is not None}
         return {name: float(values[name]) if name in floats else values[name] for name in (*RECORDED, *LATER)}
+
+    def on_the_source(self) -> "Experiment":
+        """The plain reader with the same settings that learns from the source language alone."""
+        return replace(self, method="zero-shot", without=(), switches=(), equal_tokens=False)
 
     def model_config(self) -> XStaConfig:
         """The model's configuration, without encoder."""

@@ -141,7 +141,8 @@ def _say(progress: bool, text: str) -> None:
 
 def source_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
     """Weights after ``english_epochs`` on the source language alone, trained once for all methods."""
-    start = replace(exp, method="zero-shot", without=(), switches=(), training=replace(exp.training, tracker=""))
+    start = exp.on_the_source()
+    start = replace(start, training=replace(start.training, tracker=""))
     language = language_name(exp.source_language)
     folder = runs_folder() / exp.place / f"{language.lower()}_{start.fingerprint}_{data.digest()[:8]}"
     weights = folder / "model.safetensors"
@@ -209,7 +210,7 @@ def train_experiment(
 
     chosen = evaluate if data.validation.questions else None
     kept = {"run": f"{exp.fingerprint} {digest}", "on_log": on_log, "gold_probability": gold_probability}
-    plain = replace(exp, method="zero-shot", without=(), switches=())
+    plain = exp.on_the_source()
     stages = {
         "first": lambda: train_experiment(plain, data, progress)[::2],
         "fresh": lambda: started_model(plain, data, progress)[0],
