@@ -362,9 +362,9 @@ def run(args: argparse.Namespace) -> dict:
     if args.device != "cpu":
         record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
     if args.paper_size:
-        record |= measure_paper_size(args.device, {}, 32, PLAIN_LENGTH, 10)
         vocabulary = {"vocab_size": len(fast.tokenizer)}
         record["paper_size_trainer"] = measure_trainer(args.device, vocabulary, parts, 32, 20)
+        record |= measure_paper_size(args.device, {}, 32, PLAIN_LENGTH, 10)
     return record | {"provenance": provenance()}
 
 
