@@ -4,7 +4,7 @@ The plain way is the same code by flags: windows padded to 384, float32, eager a
 at evaluation the source read again for every target language. Both ways train on the same 256 rows of a protocol in the
 same batches from the same weights, dropout off, and take turns batch by batch; both answer the same questions.
 
-    python benchmarks/throughput.py [--protocol compact] [--rows 256] [--questions 48] [--paper-size]
+    python benchmarks/throughput.py [--protocol parallel] [--rows 256] [--questions 48]
 
 ``benchmarks/results/throughput-<machine>.json`` also holds pairs, tokens and questions a second, the share of the
 machine's measured matrix product rate that the model's arithmetic reaches, peak memory, how time grows with languages
@@ -16,17 +16,15 @@ import json
 import platform
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from transformers import BertConfig
 
-from xsta_lib.data.batches import Part, Row, collate, collate_shared, epoch_batches, row_sides, rows_of
+from xsta_lib.data.batches import Row, collate, collate_shared, epoch_batches, rows_of
 from xsta_lib.data.files import write_text_atomically
 from xsta_lib.data.protocols import ProtocolData, load_protocol
 from xsta_lib.data.squad import CorpusError
@@ -41,7 +39,7 @@ from xsta_lib.training.configuration import TrainingConfig
 from xsta_lib.training.cpu import clear_gradients, tuned
 from xsta_lib.training.machine import has_bf16, peak_memory_bytes
 from xsta_lib.training.passes import Passes
-from xsta_lib.training.trainer import Trainer, make_optimizer
+from xsta_lib.training.trainer import make_optimizer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PLAIN_LENGTH = 384
@@ -243,97 +241,13 @@ def measure_answering(fast: Way, plain: Way, questions: dict, source: list) -> d
     }
 
 
-def measure_paper_size(device: str, config: dict, rows: int, length: int, steps: int) -> dict:
-    """Share of the matrix product rate at the paper's size (BERT base, pairs of 32 x 384), eager and compiled."""
-    rate, found = matmul_rate(torch.device(device)), {}
-    for name in ("eager", "compiled"):
-        torch.manual_seed(0)
-        encoder = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **config)
-        layer = min(8, encoder.num_hidden_layers)
-        model = XStaForQuestionAnswering(XStaConfig(encoder=encoder, languages=["en", "de"], sharing_layer=layer))
-        passes = Passes(model.to(device).train())
-        if name == "compiled":
-            passes.compile(dynamic=True)
-        optimizer = make_optimizer(model, TrainingConfig(steps=1))
-        side = {
-            "input_ids": torch.randint(5, encoder.vocab_size, (rows, length), device=device),
-            "attention_mask": torch.ones(rows, length, dtype=torch.long, device=device),
-            "start_positions": torch.full((rows,), length // 2, device=device),
-            "end_positions": torch.full((rows,), length // 2 + 1, device=device),
-        }
-        inputs = {**side, "language": "de", "source": side, "passages": torch.arange(rows, device=device)}
-
-        def step(model=passes, optimizer=optimizer, inputs=inputs) -> None:
-            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=has_bf16(device)):
-                loss = model(**inputs).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        seconds = repeat(step, steps, device)
-        flops = training_flops(model, [length] * (2 * rows))
-        found[f"paper_size_{name}_utilisation"] = flops / seconds / rate
-    return found
-
-
-def measure_trainer(device: str, config: dict, parts: Sequence[Part], rows: int, steps: int) -> dict:
-    """How busy the trainer keeps a GPU at the paper's size, from a profile of its kernels.
-
-    Args:
-        device: a GPU.
-        config: of the encoder, where it is not BERT base.
-        parts: the data, whose longest pairs are read.
-        rows: pairs a batch.
-        steps: of the training that is profiled; another one of as many warms up.
-
-    Returns:
-        ``seconds`` from the first kernel to the last, the share of them in which some kernel or copy ran
-        (``busy_share``), and the kernels that take longest (``kernels``: name, calls, share of the busy time).
-    """
-    pairs = [row for row in rows_of(parts) if row.source >= 0]
-    longest = sorted(pairs, key=lambda row: -sum(row_sides(parts, row)))[: rows * steps]
-    for number in range(2):
-        torch.manual_seed(0)
-        encoder = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **config)
-        languages, layer = [part.language for part in parts], min(8, encoder.num_hidden_layers)
-        model = XStaForQuestionAnswering(XStaConfig(encoder=encoder, languages=languages, sharing_layer=layer))
-        trainer = Trainer(model, parts, TrainingConfig(steps=steps, batch_size=rows), 0, rows=longest)
-        activities = [torch.profiler.ProfilerActivity.CUDA if device != "cpu" else torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities) if number else nullcontext() as profile:
-            trainer.train(progress=False)
-            if device != "cpu":
-                torch.cuda.synchronize()
-    spans: list[tuple[float, float, str]] = sorted(
-        (event.time_range.start, event.time_range.end, event.name)
-        for event in profile.events()
-        if device == "cpu" or event.device_type == torch.autograd.DeviceType.CUDA
-    )
-    busy, end, times = 0.0, spans[0][0], Counter()
-    calls = Counter(name for *_, name in spans)
-    for first, last, name in spans:
-        busy += max(0.0, last - max(first, end))
-        end = max(end, last)
-        times[name] += last - first
-    most = [[name, calls[name], taken / sum(times.values())] for name, taken in times.most_common(15)]
-    seconds = end - spans[0][0]
-    return {"seconds": seconds / 1e6, "steps": steps, "busy_share": busy / seconds, "kernels": most}
-
-
-def repeat(step: Callable[[], None], steps: int, device: str) -> float:
-    """Seconds of one call: the median of some, after two to warm up."""
-    taken = []
-    for number in range(steps + 2):
-        began = time.perf_counter()
-        step()
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize()
-        if number >= 2:
-            taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+def machine_name(device: str) -> str:
+    """A device's name as files have it."""
+    return f"cpu-{platform.machine()}" if device == "cpu" else torch.cuda.get_device_name().replace(" ", "-")
 
 
 def load(protocol: str) -> ProtocolData:
-    """The protocol's data; the embedded corpus where ``compact``'s files are not there."""
+    """The protocol's data; the embedded corpus where ``parallel``'s files are not there."""
     try:
         return load_protocol(protocol)
     except CorpusError as error:
@@ -361,27 +275,21 @@ def run(args: argparse.Namespace) -> dict:
     record["peak_memory_bytes"] = peak_memory_bytes()  # of the process, with both ways' models
     if args.device != "cpu":
         record["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
-    if args.paper_size:
-        vocabulary = {"vocab_size": len(fast.tokenizer)}
-        record["paper_size_trainer"] = measure_trainer(args.device, vocabulary, parts, 32, 20)
-        record |= measure_paper_size(args.device, {}, 32, PLAIN_LENGTH, 10)
     return record | {"provenance": provenance()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--protocol", default="compact")
+    parser.add_argument("--protocol", default="parallel")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--questions", type=int, default=48, help="of each language")
     parser.add_argument("--backbone", default="e5-small-q4")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--paper-size", action="store_true", help="also utilisation of BERT base at 32 x 384 (a GPU)")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     record = run(args)
-    machine = f"cpu-{platform.machine()}" if args.device == "cpu" else torch.cuda.get_device_name().replace(" ", "-")
-    path = args.results / f"throughput-{machine}.json"
+    path = args.results / f"throughput-{machine_name(args.device)}.json"
     write_text_atomically(path, json.dumps(record, indent=1) + "\n")
     print(json.dumps({name: value for name, value in record.items() if isinstance(value, (int, float))}, indent=1))
     print(path.name)

@@ -17,6 +17,7 @@ def test_one_command_measures_trains_and_draws(tmp_path):
         "PROTOCOL": str(tmp_path / "own" / "mine"),
         "METHODS": "zero-shot x-sta",
         "GRIDS": "",
+        "PAPER_SIZE": "",
         "BENCHMARK": f"--backbone {tiny} --rows 12 --questions 2 --device cpu",
         "TRAIN": f"--backbone {tiny} --epochs 0.5 --batch-size 4 --precision fp32",
     }

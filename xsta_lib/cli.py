@@ -184,18 +184,22 @@ def _answer(args: argparse.Namespace) -> None:
     single = [args.question, args.context, args.source_question]
     if args.batch and any(single) or not args.batch and not all(single[:2]):
         raise ValueError("give a question and a text file (- for standard input), or --batch and a file of questions")
+    if args.project and not (args.batch or args.source_context or args.translate):
+        need = "give --source-question and --source-context, or --translate"
+        raise ValueError(f"--project needs a source version: {need}")
     if args.output and not args.batch:
         raise ValueError("--output belongs to --batch; without it, send the answer on with > FILE")
     model, count = args.model or "x-sta-e5-small", args.n_best
     open_reader = partial(_open_reader, args.model, detects=not args.language)
+    options = {"n_best": count or 3, "translate": args.translate, "project": args.project}
     if args.batch:
         output = Path(args.output) if args.output else None
-        model += f" with {args.translate}" if args.translate else ""
-        answer_lines(read_requests(args.batch), open_reader, model, output, args.language, count or 3, args.translate)
+        model += f" with {args.translate}" * bool(args.translate) + ", projected" * args.project
+        answer_lines(read_requests(args.batch), open_reader, model, output, args.language, **options)
         return
     context = read_text("/dev/stdin" if args.context == "-" else args.context)
     source = (args.source_question, read_text(args.source_context)) if args.source_context else None
-    answer = open_reader().answer(args.question, context, args.language, source, count or 3, args.translate)
+    answer = open_reader().answer(args.question, context, args.language, source, **options)
     if answer.detected:
         print(f"xsta: read as {answer.language!r}; --language sets another", file=sys.stderr)
     if answer.source and not args.json:
@@ -265,7 +269,25 @@ def _translate(args: argparse.Namespace) -> None:
         raise
 
 
+def _measure_projected(model: str | None) -> None:
+    """A reader's answers with the source's mixed in: its scores, a row a reading."""
+    from .data.files import read_json
+    from .experiments.packing import score_table
+    from .experiments.projected import measure_projected
+    from .reader import Reader
+
+    reader = Reader(model)
+    folder = Path(model or reader.name).absolute()
+    path = measure_projected(reader.predictor, (folder.parent if folder.name == "model" else folder).name)
+    print(score_table({"xquad": read_json(path)["metrics"]}))
+    print(path)
+
+
 def _projection(args: argparse.Namespace) -> None:
+    if args.model and not args.answers or args.fit and args.answers:
+        raise ValueError("--model belongs to --answers, --fit does not")
+    if args.answers:
+        return _measure_projected(args.model)
     from .data.files import home
     from .experiments.projection import case, fit_projector, measure_all, projection_table
     from .plotting.projections import projection_heatmap, projection_picture

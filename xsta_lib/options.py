@@ -71,6 +71,8 @@ def _add_answer(commands: "argparse._SubParsersAction") -> None:
     answer.add_argument("--source-context", type=_text, help="a file with the context in that language")
     made = "make the source version with a translation engine: hf:MODEL, command:PROGRAM or llm:MODEL@URL"
     answer.add_argument("--translate", type=_text, metavar="ENGINE", help=made)
+    mixed = "mix in the source's own answer, projected into the context (not of the paper; see docs/method.md)"
+    answer.add_argument("--project", action="store_true", help=mixed)
     answer.add_argument("--n-best", type=_positive, help="print so many spans with their scores")
     answer.add_argument("--json", action="store_true", help="print all that is known of the answer, as JSON")
     lines = "answer a file of JSON lines with question and context (id, language, source_question, source_context)"
@@ -152,6 +154,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
     projection = commands.add_parser("projection", help="measure how well answer spans are found in translations")
     projection.add_argument("--fit", action="store_true", help="fit the model of spans anew first, over what is there")
+    mixed = "instead, measure a reader's answers with English's projected and mixed in, on half of XQuAD"
+    projection.add_argument("--answers", action="store_true", help=mixed)
+    projection.add_argument(
+        "--model", type=_text, help="--answers: a folder or hub id; by default the reader in the box"
+    )
 
     figures = commands.add_parser("figures", help="write the figures of a protocol's results")
     figures.add_argument("--protocol", type=_text, default="demo")

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from .baselines import aacl, calibrenet, lakm, mixup  # noqa: F401  (their models are known once imported)
@@ -46,7 +47,7 @@ class Reader:
         ours = isinstance(loaded, XStaForQuestionAnswering)
         self.no_answer = not ours if no_answer is None else no_answer
         self.reads_pairs = ours and loaded.config.reads_pairs
-        self.source_language = loaded.config.source_language if self.reads_pairs else None
+        self.source_language = loaded.config.source_language if self.reads_pairs else "en"
         spec = _spec(max_window(loaded.encoder if ours else loaded, tokenizer))
         bf16 = ours and has_bf16(loaded.device)
         self.predictor = Predictor(loaded if ours else PlainReader(loaded), tokenizer, spec=spec, autocast=bf16)
@@ -59,6 +60,7 @@ class Reader:
         source: tuple[str, str] | Sequence[tuple[str, str] | None] | None = None,
         n_best: int = 3,
         translate: "str | Engine | None" = None,  # noqa: F821  (its module is imported by those who use one)
+        project: bool = False,
     ) -> ReaderAnswer | list[ReaderAnswer]:
         """The answer of each question, a span of its context, or an empty one with the reason why there is none.
 
@@ -71,6 +73,9 @@ class Reader:
             n_best: how many spans ``alternatives`` holds at most.
             translate: an engine, or its name (see :func:`~xsta_lib.translation.engines.open_engine`): it makes the
                 source versions of questions in other languages that have none; answers show them as ``source``.
+            project: mix in the source's own answer, projected into the context
+                (:mod:`~xsta_lib.translation.answering`): not of the paper, and better on XQuAD. Any reader can,
+                also one that reads no pairs; its sources are in English.
 
         Raises:
             ValueError: lists of different lengths, an empty language, half a surrogate pair in a text, ``n_best``
@@ -93,22 +98,31 @@ class Reader:
         targets = _questions(list(zip(question, context, strict=True)), "question")
         sources = self._sources(source, len(targets))
         tongues = _languages(language, targets)
-        made = self._translate(translate, targets, tongues, sources) if translate else {}
+        made = self._translate(translate, targets, tongues, sources, project) if translate else {}
         sources += made.values()
-        self._say_what_is_left_out(targets, sources, tongues)
+        self._say_what_is_left_out(targets, sources, tongues, project)
         self.predictor.alternatives = n_best
         grouped: dict[str, list[Question]] = {}
         for target, (tongue, _) in zip(targets, tongues, strict=True):
             if not _why_blank(target):
                 grouped.setdefault(tongue, []).append(target)
-        readings = READINGS if sources and self.reads_pairs else READINGS[:1]
-        found = self.predictor.predict(grouped, sources or None, readings=readings)
+        if project and sources:
+            found = self._projecting.predict(grouped, sources)
+        else:
+            readings = READINGS if sources and self.reads_pairs else READINGS[:1]
+            found = self.predictor.predict(grouped, sources or None, readings=readings)
         answers = (
-            self._answer(target, *tongue, {name: found[name].get(tongue[0], {}).get(target.id) for name in readings})
+            self._answer(target, *tongue, {name: by.get(tongue[0], {}).get(target.id) for name, by in found.items()})
             for target, tongue in zip(targets, tongues, strict=True)
         )
         shown = ((q.question, q.context) if (q := made.get(target.id)) else None for target in targets)
         return [replace(answer, source=source) for answer, source in zip(answers, shown, strict=True)]
+
+    @cached_property
+    def _projecting(self) -> "ProjectingPredictor":  # noqa: F821  (its encoder is loaded by those who use it)
+        from .translation.answering import ProjectingPredictor
+
+        return ProjectingPredictor(self.predictor, source_language=self.source_language)
 
     def explain(
         self, question: str, context: str, language: str | None = None, source: tuple[str, str] | None = None
@@ -136,7 +150,7 @@ class Reader:
         self, target: Question, language: str, detected: bool, found: dict[str, Prediction | None]
     ) -> ReaderAnswer:
         """One question's answer out of the predictions of its readings; they are ``None`` for a blank text."""
-        best, missing, reason = found["calibrated"], None, _why_blank(target)
+        best, missing, reason = next(iter(found.values())), None, _why_blank(target)  # the first reading counts
         about = {"language": language, "detected": detected, "question": target.question, "context": target.context}
         if best is None or not best.text:
             reason = reason or "the context has no piece that could be an answer"
@@ -168,13 +182,15 @@ class Reader:
         targets: list[Question],
         tongues: list[tuple[str, bool]],
         given: list[Question],
+        project: bool,
     ) -> dict[str, Question]:
         """By id, the source versions that an engine makes; nothing of them is kept on the disk."""
         from .translation.engines import open_engine
         from .translation.translator import Translator
 
-        if not self.reads_pairs:
-            raise ValueError(f"{self.name} reads no pairs, so a translation would not be used; leave translate out")
+        if not self.reads_pairs and not project:
+            said = f"{self.name} reads no pairs, so a translation would not be used"
+            raise ValueError(f"{said}; leave translate out, or set project")
         if isinstance(engine, str):
             engine = self._engines[engine] = self._engines.get(engine) or open_engine(engine)
         known, made, failed = {source.id for source in given}, {}, []
@@ -198,7 +214,7 @@ class Reader:
         return made
 
     def _say_what_is_left_out(
-        self, targets: list[Question], sources: list[Question], tongues: list[tuple[str, bool]]
+        self, targets: list[Question], sources: list[Question], tongues: list[tuple[str, bool]], project: bool = False
     ) -> None:
         limit, said = self.predictor.spec.max_question_length, []
         asked = [question for question in (*targets, *sources) if question.question.strip()]
@@ -209,7 +225,7 @@ class Reader:
                 said.append(f"{len(cut)} questions are cut after {limit} tokens, first: {cut[0][:60]!r}")
         own, given = self.source_language, {source.id for source in sources}
         beside = [tongue for target, (tongue, _) in zip(targets, tongues, strict=True) if target.id in given]
-        if sources and not self.reads_pairs:
+        if sources and not self.reads_pairs and not project:
             said.append(f"{self.name} reads no pairs: the source versions are not used")
         elif sources and (count := sum(tongue == own for tongue in beside)):
             said.append(f"{count} questions in {own!r} are read alone: for them the source is not used")

@@ -27,8 +27,8 @@ class ReaderAnswer:
         language: the language it was read as.
         detected: whether that was found out, not given.
         reason: why there is no answer; empty where there is one.
-        readings: with a source, the best span of each of ``calibrated`` (the answer), ``target`` and
-            ``teacher``.
+        readings: with a source, the best span of each of ``calibrated`` (the answer), ``target`` and ``teacher``; of
+            ``mixture`` (the answer), ``source`` (the source's answer, projected) and ``calibrated`` with ``project``.
         question, context: as given.
         source: both in the reader's source language, where ``translate`` made them.
     """

@@ -94,8 +94,7 @@ def answer_lines(
     model: str,
     output: Path | None,
     language: str | None,
-    n_best: int,
-    translate: str | None = None,
+    **options,
 ) -> None:
     """Answer questions in order, each a JSON line, with a bar.
 
@@ -105,7 +104,7 @@ def answer_lines(
         model: the reader's name, which every line bears.
         output: a file, written on behind the answers that it has; ``None`` prints all.
         language: of the questions that do not say theirs; ``None`` finds it out.
-        n_best, translate: as for :meth:`xsta_lib.reader.Reader.answer`.
+        options: ``n_best``, ``translate`` and ``project`` as for :meth:`xsta_lib.reader.Reader.answer`.
     """
     done = finished(output, requests, model) if output else 0
     if done == len(requests):
@@ -118,7 +117,7 @@ def answer_lines(
         with tqdm(total=len(requests), initial=done, desc="answering", unit="question") as bar:
             for low in range(done, len(requests), TOGETHER):
                 part = requests[low : low + TOGETHER]
-                for request, answer in zip(part, _answers(reader, part, language, n_best, translate), strict=True):
+                for request, answer in zip(part, _answers(reader, part, language, options), strict=True):
                     about = {"id": request["id"]} if "id" in request else {}
                     print(as_json(about | {"model": model} | answer.to_dict(), file), file=file)
                 file.flush()
@@ -128,7 +127,7 @@ def answer_lines(
             file.close()
 
 
-def _answers(reader, part: Sequence[dict], language: str | None, n_best: int, translate: str | None) -> list:
+def _answers(reader, part: Sequence[dict], language: str | None, options: dict) -> list:
     """The reader's answers to some questions, in order."""
     questions, contexts = ([request[key] for request in part] for key in NEEDED)
     languages = [request.get("language") or language for request in part]
@@ -136,7 +135,7 @@ def _answers(reader, part: Sequence[dict], language: str | None, n_best: int, tr
         (request["source_question"], request["source_context"]) if "source_question" in request else None
         for request in part
     ]
-    return reader.answer(questions, contexts, languages, sources if any(sources) else None, n_best, translate)
+    return reader.answer(questions, contexts, languages, sources if any(sources) else None, **options)
 
 
 def as_json(values: dict, file: TextIO) -> str:

@@ -46,6 +46,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         alternatives: the best spans that do not overlap, best first, the answer's own among them; as many as asked for.
+        overlapping: the best spans whether they overlap or not, best first; as many as asked for, by default none.
         none_score: ``p_start * p_end`` of the pair ([CLS], [CLS]), the smallest of the question's windows: the score of
             "no answer here". ``None`` where the encoder's windows have no [CLS].
         window: which of the question's windows holds the answer.
@@ -58,10 +59,29 @@ class Prediction(NamedTuple):
     alternatives: tuple[Span, ...] = ()
     none_score: float | None = None
     window: int = 0
+    overlapping: tuple[Span, ...] = ()
 
 
 # Predictions by reading, language and question id: the one nesting from here to the tables.
 Predictions = dict[str, dict[str, dict[str, Prediction]]]
+
+
+def pair_scores(
+    p: Tensor, allowed: Tensor, n_best: int = N_BEST, max_tokens: int = MAX_ANSWER_TOKENS
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """``p_start * p_end`` of the pairs of each row's n best starts and ends; arguments as for :func:`best_spans`.
+
+    Returns:
+        ``(start, end, score, n)``, the first three (B, n, n); the score is -1 where a pair is no span.
+    """
+    p = p.masked_fill(~allowed[..., None], -1.0)
+    n = min(n_best, p.shape[1])
+    p_start, starts = p[..., 0].topk(n, dim=1)
+    p_end, ends = p[..., 1].topk(n, dim=1)
+    starts, ends = starts[:, :, None].expand(-1, n, n), ends[:, None, :].expand(-1, n, n)
+    length = ends - starts + 1
+    valid = (length >= 1) & (length <= max_tokens) & (p_start[:, :, None] >= 0) & (p_end[:, None, :] >= 0)
+    return starts, ends, (p_start[:, :, None] * p_end[:, None, :]).masked_fill(~valid, -1.0), n
 
 
 def best_spans(
@@ -80,14 +100,7 @@ def best_spans(
     Returns:
         ``(start, end, score)``, (B, count) each; the score is ``p_start * p_end``, -1 where there is no further span.
     """
-    p = p.masked_fill(~allowed[..., None], -1.0)
-    n = min(n_best, p.shape[1])
-    p_start, starts = p[..., 0].topk(n, dim=1)
-    p_end, ends = p[..., 1].topk(n, dim=1)
-    starts, ends = starts[:, :, None], ends[:, None, :]
-    length = ends - starts + 1
-    valid = (length >= 1) & (length <= max_tokens) & (p_start[:, :, None] >= 0) & (p_end[:, None, :] >= 0)
-    scores = (p_start[:, :, None] * p_end[:, None, :]).masked_fill(~valid, -1.0)
+    starts, ends, scores, n = pair_scores(p, allowed, n_best, max_tokens)
     found = []
     for _ in range(count):
         score, index = scores.flatten(1).max(1)
@@ -156,7 +169,7 @@ class Predictor:
         autocast: run the encoder in bfloat16.
         chunk: how many source windows' states are held in memory at a time; 8 batches' by default.
         multiple: lengths are rounded up to a multiple of it.
-        alternatives: how many spans a prediction keeps in ``alternatives``.
+        alternatives, overlapping: how many spans a prediction keeps under these names.
     """
 
     def __init__(
@@ -170,12 +183,13 @@ class Predictor:
         chunk: int | None = None,
         multiple: int = 8,
         alternatives: int = 1,
+        overlapping: int = 0,
     ):
         self.model, self.tokenizer = model, tokenizer
         self.batch_size = batch_size or (32 if model.device.type == "cpu" else 128)
         self.chunk, self.spec = chunk or 8 * self.batch_size, spec or WindowSpec()
         self.cache, self.autocast, self.multiple = cache, autocast, multiple
-        self.alternatives = alternatives
+        self.alternatives, self.overlapping = alternatives, overlapping
 
     @cached_property
     def cls_type(self) -> int:
@@ -323,8 +337,19 @@ class Predictor:
                     spans = self._visible_spans(windows, index, p[row], allowed[row])
                 spans = apart(spans, self.alternatives)  # tokens that do not overlap may still share a character
                 best, key = spans[0] if spans else NO_SPAN, windows.id_of(index)
-                new = Prediction(*best, spans, none and none[row], int(windows.window[index]))
+                every = self._likeliest(windows, index, p[row], allowed[row])
+                new = Prediction(*best, spans, none and none[row], int(windows.window[index]), every)
                 known[key] = merge(known[key], new, self.alternatives) if key in known else new
+
+    def _likeliest(self, windows: Windows, index: int, p: Tensor, allowed: Tensor) -> tuple[Span, ...]:
+        """The best spans of one window, overlapping ones too, as many as asked for."""
+        if not self.overlapping:
+            return ()
+        starts, ends, scores = (value.flatten() for value in pair_scores(p[None], allowed[None])[:3])
+        best, places = scores.topk(min(self.overlapping, len(scores)))
+        chosen = zip(starts[places].tolist(), ends[places].tolist(), best.tolist(), strict=True)
+        spans = [span_of(windows, index, *span) for span in chosen if span[2] >= 0]
+        return tuple(span for span in spans if not is_blank(span.text))
 
     def _over_choices(self, p: Tensor, allowed: Tensor, none_at: list[int] | None) -> Tensor:
         """The distributions (B, N, 2) that answers are read from.
@@ -364,7 +389,12 @@ def merge(known: Prediction, new: Prediction, count: int) -> Prediction:
     """One question's prediction out of those of different windows; of equal scores the first stays."""
     best = new if (new.text != "", new.score) > (known.text != "", known.score) else known
     none = known.none_score if new.none_score is None else min(known.none_score, new.none_score)
-    return best._replace(alternatives=apart([*known.alternatives, *new.alternatives], count), none_score=none)
+    count_all = max(len(known.overlapping), len(new.overlapping))
+    every = sorted((*known.overlapping, *new.overlapping), key=lambda span: -span.score)
+    first = {span[2:]: span for span in reversed(every)}  # windows share spans: each counts once, with its best score
+    likeliest = tuple(span for span in every if first[span[2:]] is span)[:count_all]
+    spans = {"alternatives": apart([*known.alternatives, *new.alternatives], count), "overlapping": likeliest}
+    return best._replace(**spans, none_score=none)
 
 
 def stack(rows: Sequence[Encoded]) -> Encoded:

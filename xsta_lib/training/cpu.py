@@ -1,8 +1,9 @@
-"""How a model reads a batch on a CPU: rows of like length together, with the attention that is quickest there.
+"""How a model reads a batch where it is: on a CPU rows of like length together, with the attention quickest there.
 
 Attention by plain products takes a third less time than transformers' ``eager`` under bfloat16 autocast, which scales
 and masks in passes of their own and in float32, and half the time of the fused one, forward and backward together.
 Padding changes nothing (its keys are masked), so a batch read in parts gives the states of a batch read whole.
+On a GPU cuDNN's attention is left out: it plans anew for each shape, and batches here are as long as their texts.
 Axes: B batch, N tokens (N_S source), H hidden size, A heads.
 """
 
@@ -14,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..model.modeling import XStaForQuestionAnswering
@@ -21,6 +23,7 @@ from ..model.sharing import SharingContext, fit_length
 from . import ranks
 
 PRODUCTS = "xsta_products"
+GPU_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -69,9 +72,9 @@ PASS_TOKENS = 120  # what a pass costs besides its tokens, in tokens (measured o
 
 @contextmanager
 def tuned(model: XStaForQuestionAnswering, bf16: bool) -> Iterator[None]:
-    """Let a model read as is quickest on a CPU, for as long as the block lasts; on another device nothing changes.
+    """Let a model read as is quickest on its device, for as long as the block lasts.
 
-    A batch is read in parts (:func:`read_in_groups`), word embeddings get sparse gradients, and under bfloat16
+    On a CPU a batch is read in parts (:func:`read_in_groups`), word embeddings get sparse gradients, and under bfloat16
     attention is plain matrix products: PyTorch's fused attention is slower there (2.13, most of all backwards). An
     attention other than the fused one stays as it was chosen. The release's token alignment looks at what padding
     attends to, so its batches are read whole.
@@ -80,10 +83,12 @@ def tuned(model: XStaForQuestionAnswering, bf16: bool) -> Iterator[None]:
         model: on its device; it is left as it was.
         bf16: whether it runs under bfloat16 autocast.
     """
-    if model.device.type != "cpu":
-        yield
-        return
     with ExitStack() as undo:
+        if model.device.type == "cuda":
+            undo.enter_context(sdpa_kernel(GPU_ATTENTION))
+        if model.device.type != "cpu":
+            yield
+            return
         if model.config.token_alignment != "cross-attention":
             _replace(undo, model, "read", partial(read_in_groups, partial(type(model).read, model), rows=CPU_ROWS))
             embeddings = model.encoder.get_input_embeddings()
