@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM = true
 export MALLOC_MMAP_THRESHOLD_ = 4294967296
 export MALLOC_TRIM_THRESHOLD_ = 68719476736
 
-.PHONY: demo test lab check notebooks reader grids more-grids compact bench spanish gpu clean
+.PHONY: demo test lab check notebooks reader grids more-grids bench spanish gpu clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv (a few minutes the first time; 2 GB, several more with torch's default CUDA build) ..."
@@ -61,12 +61,6 @@ grids: .venv/.ready
 more-grids: .venv/.ready
 	for grid in methods ablations gamma layers seeds variants; do $(BIN)/xsta grid --name $$grid --protocol demo || exit 1; done
 	$(BIN)/xsta figures --protocol demo --inspect
-
-# The compact protocol: 150 MB of downloads (or XSTA_DATA), about an hour a run on 2 cores, by estimate minutes on a GPU.
-compact: .venv/.ready
-	$(BIN)/xsta download compact
-	for method in zero-shot trans-train x-mixup x-sta; do $(BIN)/xsta train --protocol compact --method $$method || exit 1; done
-	$(BIN)/xsta figures --protocol compact --inspect
 
 # Speed against the plain way (12 minutes on 2 cores), and what each part of the method costs (6 GiB of memory).
 bench: .venv/.ready

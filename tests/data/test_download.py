@@ -154,12 +154,12 @@ def test_registry_is_complete_and_consistent() -> None:
 
 @pytest.mark.parametrize(
     ("group", "count"),
-    [("xquad", 11), ("mlqa", 14), ("tydiqa", 10), ("squad", 1), ("xtreme", 41), ("compact", 28), ("all", 77)],
+    [("xquad", 11), ("mlqa", 14), ("tydiqa", 10), ("squad", 1), ("xtreme", 41), ("parallel", 28), ("all", 77)],
 )
 def test_groups(group: str, count: int) -> None:
     chosen = select(group)
     assert len(chosen) == count
-    if group == "compact":  # three archives, and only the development part of MLQA
+    if group == "parallel":  # three archives, and only the development part of MLQA
         assert {entry.key for entry in chosen.values() if entry.store} == {MLQA, TRAIN, DEV}
         assert not any(place.startswith("MLQA_V1/test") for place in chosen)
 
@@ -176,7 +176,7 @@ def test_select_by_name_folder_and_language() -> None:
 
 @pytest.mark.parametrize(("name", "languages"), [("xqad", None), ("mlqa", ["en", "tr"]), ("xquad", []), ("", None)])
 def test_wrong_choice_is_refused_with_the_allowed_values(name: str, languages: list[str] | None) -> None:
-    with pytest.raises(ValueError, match="compact|published"):
+    with pytest.raises(ValueError, match="parallel|published"):
         fetch(name, languages)
 
 

@@ -101,7 +101,7 @@ def test_ids_of_another_form_are_refused(root):
 
 
 def test_a_missing_translation_and_an_unknown_protocol_are_found_at_once(root):
-    with pytest.raises(ValueError, match="unknown protocol 'papr'.*demo.*compact.*or a folder"):
+    with pytest.raises(ValueError, match="unknown protocol 'papr'.*demo.*parallel.*or a folder"):
         load_protocol("papr", root=root)
     (root / published("xtreme/SQuAD/translate-train")["vi"]).unlink()
     with pytest.raises(CorpusError, match="protocol 'paper-xquad'.*en-vi.json: no such file; run 'xsta download'"):

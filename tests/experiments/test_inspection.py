@@ -10,6 +10,8 @@ from project import write_corpus
 from tiny import write_tiny_e5
 
 from xsta_lib.data.protocols import LOADERS, load_folder, load_protocol
+from xsta_lib.encoders.packed import BOX
+from xsta_lib.experiments import inspection
 from xsta_lib.experiments.experiment import SETTINGS, experiment
 from xsta_lib.experiments.inspection import (
     READ,
@@ -20,6 +22,7 @@ from xsta_lib.experiments.inspection import (
     read_cases,
     read_inspection,
 )
+from xsta_lib.experiments.packing import boxed_experiment
 from xsta_lib.experiments.run import run_experiment, run_folder, train_experiment
 from xsta_lib.plotting.results import write_figures
 from xsta_lib.reader import Reader
@@ -119,3 +122,16 @@ def test_a_model_of_other_questions_is_not_passed_off(inspected):
     data.train[0] = replace(data.train[0], question="Who?")
     with pytest.raises(ValueError, match="other questions"):
         train_experiment(exp, data, progress=False)
+
+
+def test_the_reader_in_the_box_is_inspected_as_the_run_that_it_is(inspected, monkeypatch):
+    boxed, data = boxed_experiment(), load_folder(inspected[0] / "corpus", "demo")
+    test = replace(data.tests[0], questions={n: data.tests[0].questions[n][:2] for n in ("en", "hi")})
+    monkeypatch.setitem(LOADERS, boxed.protocol, lambda: replace(data, tests=[test]))
+    monkeypatch.setattr(inspection, "inspect_sentences", lambda exp, test: {"places": []})  # t-SNE needs more texts
+    files = inspect_models(boxed.protocol)
+    assert [path.name for path in files] == ["figure5.json", "figure6.json"]
+    assert {path.parent.name for path in files} == {"inspection-freeze_embeddings-True"}
+    record = read_inspection(6, boxed.protocol, setting="freeze_embeddings=True")
+    assert record["models"] == [boxed.fingerprint] and read_inspection(6, boxed.protocol) is None
+    assert (inspected[0] / "runs" / boxed.protocol / BOX.name / "predictions" / "demo.gold.json").is_file()

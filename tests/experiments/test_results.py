@@ -11,11 +11,11 @@ from project import ROOT
 
 from xsta_lib.cli import main
 from xsta_lib.data.library import LazyLanguages
-from xsta_lib.data.protocols import load_protocol
+from xsta_lib.data.protocols import TestSet, load_protocol
 from xsta_lib.data.squad import Answer, Question, write_squad
 from xsta_lib.encoders.backbones import load_tokenizer
 from xsta_lib.experiments.experiment import METHODS, Experiment, experiment
-from xsta_lib.experiments.results import load_results, load_scores, write_result
+from xsta_lib.experiments.results import load_articles, load_results, load_scores, write_articles, write_result
 from xsta_lib.experiments.run import describe, result_path, step_count, training_parts
 from xsta_lib.experiments.significance import average_interval
 from xsta_lib.prediction.evaluation import Evaluation, provenance
@@ -64,6 +64,18 @@ def test_interval_covers_the_mean_and_shrinks_with_more_questions():
     assert widths[1] < widths[0] / 3
 
 
+def test_articles_lie_beside_the_results_of_sets_that_ask_the_same_in_every_language(tmp_path):
+    titles = {"q1": "Mill, old", "q2": "River"}
+    asked = {n: [Question(key, "?", "text", (), title=title) for key, title in titles.items()] for n in ("en", "de")}
+    gold = TestSet("mine", "squad", asked, asked["en"])
+    other, apart = replace(gold, name="other", source_name="other"), TestSet("apart", "squad", asked, None, "none")
+    untitled = {n: [replace(question, title="") for question in part] for n, part in asked.items()}
+    assert write_articles(tmp_path, [apart, other, replace(gold, questions=untitled)]) is None
+    assert load_articles(tmp_path, "mine") == {}
+    write_articles(tmp_path, [gold, other, apart])
+    assert load_articles(tmp_path, "mine") == titles and not load_articles(tmp_path, "other")
+
+
 def test_every_committed_result_is_found_by_its_fingerprint():
     for path in ROOT.glob("results/**/*.json"):
         result = json.loads(path.read_text("utf-8"))
@@ -77,7 +89,7 @@ def test_every_committed_result_is_found_by_its_fingerprint():
 
 
 def test_experiments_refuse_what_does_not_exist_or_has_no_effect(tmp_path):
-    (tmp_path / "compact").mkdir()
+    (tmp_path / "parallel").mkdir()
     for message, wrong in (
         ("method", {"method": "zero"}),
         ("belong to the method x-sta", {"method": "zero-shot", "without": ("gdks",)}),
@@ -86,7 +98,7 @@ def test_experiments_refuse_what_does_not_exist_or_has_no_effect(tmp_path):
         ("unknown switches", {"switches": (("source_language", "de"),)}),
         ("unknown switches", {"switches": (("without", ("gdks",)),)}),
         ("sharing_dropout follows dropout", {"switches": (("sharing_dropout", 0.3),)}),
-        ("rename it", {"protocol": str(tmp_path / "compact")}),
+        ("rename it", {"protocol": str(tmp_path / "parallel")}),
     ):
         with pytest.raises(ValueError, match=message):
             experiment(**{"protocol": "demo", "method": "x-sta", **wrong})

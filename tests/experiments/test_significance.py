@@ -6,7 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xsta_lib.experiments.significance import by_question, paired_bootstrap, resampled_means, seed_interval
+from xsta_lib.experiments.significance import (
+    by_question,
+    paired_bootstrap,
+    resampled_means,
+    seed_interval,
+    seeds_and_articles,
+)
 
 
 def scores(values: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -17,6 +23,7 @@ def scores(values: dict[str, np.ndarray]) -> pd.DataFrame:
 
 RNG = np.random.default_rng(0)
 BASE = {language: RNG.uniform(0, 100, 400) for language in ("en", "de", "zh")}
+BASE_SCORES = scores(BASE)
 
 
 def test_seed_interval_is_students():
@@ -77,3 +84,54 @@ def test_partly_parallel_sets_keep_their_pairs():
     assert spread == pytest.approx(np.std(drawn), rel=0.06)
     apart = math.sqrt(values["en"].var() / 400 + values["de"].var() / 100) / 2
     assert spread > 1.1 * apart  # what independent languages would have
+
+
+def runs(rng: np.random.Generator, seeds: int, of_run: float, of_article: float) -> tuple[list, list, dict[str, str]]:
+    """Two systems' scores, a frame a seed; their difference is 1 and what runs and articles (20 questions) add."""
+    articles = {f"q{i}": f"article {i // 20}" for i in range(400)}
+    by_article = np.repeat(rng.normal(0, of_article, 20), 20)
+    first = []
+    for _ in range(seeds):
+        moved = 1 + rng.normal(0, of_run) + by_article
+        first.append(scores({language: part + moved for language, part in BASE.items()}))
+    return first, [BASE_SCORES] * seeds, articles
+
+
+def test_seeds_and_articles_are_drawn_as_a_plain_loop_draws_them():
+    first, second, articles = runs(np.random.default_rng(3), 3, 2.0, 8.0)
+    found = seeds_and_articles(first, second, articles, without=["en"])
+    tables = [(by_question(one) - by_question(BASE_SCORES))[["de", "zh"]] for one in first]
+    rows = {name: [i for i, key in enumerate(tables[0].index) if articles[key] == name] for name in articles.values()}
+    rng, drawn = np.random.default_rng(4), []
+    mean = np.mean([table.to_numpy().mean() for table in tables])
+    for _ in range(1500):
+        chosen = [row for name in rng.choice(list(rows), 20) for row in rows[name]]
+        means = np.array([table.to_numpy()[chosen].mean() for table in tables])
+        some = means[rng.integers(3, size=3)].mean()
+        drawn.append(means.mean() + (some - means.mean()) * math.sqrt(3 / 2))  # three runs, drawn from themselves
+    assert found.value == pytest.approx(mean)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.4), pytest.approx(high, abs=0.4))
+    assert found.high - found.low > 5  # far more than single questions, which all move with their article, would give
+
+
+def test_the_spread_over_seeds_and_articles_is_the_sum_of_both():
+    first, second, articles = runs(np.random.default_rng(5), 12, 4.0, 6.0)
+    both, one = seeds_and_articles(first, second, articles), seeds_and_articles(first[:1], second[:1], articles)
+    tables = [by_question(one) - by_question(BASE_SCORES) for one in first]
+    by_article = [table.mean(axis=1).groupby(articles).mean() for table in tables]
+    of_articles = np.mean(by_article, axis=0).var() / 20
+    of_runs = np.mean(by_article, axis=1).var(ddof=1) / 12
+    assert both.high - both.low == pytest.approx(2 * 1.96 * math.sqrt(of_articles + of_runs), rel=0.06)
+    assert one.high - one.low == pytest.approx(2 * 1.96 * math.sqrt(of_articles), rel=0.06)  # one seed: articles alone
+    questions = seeds_and_articles(first[:1], second[:1])
+    assert questions.value == one.value and questions.high - questions.low < (one.high - one.low) / 2
+
+
+def test_seeds_must_have_answered_the_same_questions_and_articles_be_known():
+    first, second, articles = runs(np.random.default_rng(6), 2, 1.0, 1.0)
+    less = first[1][first[1]["id"] != "q3"]
+    with pytest.raises(ValueError, match="same questions"):
+        seeds_and_articles([first[0], less], [second[0], second[1][second[1]["id"] != "q3"]], articles)
+    with pytest.raises(ValueError, match="article of some"):
+        seeds_and_articles(first, second, {"q1": "article"})

@@ -92,6 +92,22 @@ def test_differences_over_seeds_are_those_of_the_same_seeds(folder):
     assert table.loc["x-sta against zero-shot", "mean over seeds"] == ""
 
 
+def test_known_articles_are_resampled_with_the_seeds(folder):
+    put(folder, 0.44, "none", method="trans-train", seed=43)
+    lines = ["dataset,id,article", *(f"xquad,q{i},Article {i // 4}" for i in range(20))]
+    (folder / "demo" / "articles.csv").write_text("\n".join(lines) + "\n")
+    results = load_results("demo", folder)
+    _, table = tables.difference_block(tables.metrics_frame(results), "xquad")
+    cells = table["over seeds and articles"]
+    # 5 and 7 points: a quarter of the resamples draws one of them twice, stretched by sqrt(2) around 6
+    assert cells["x-sta against trans-train"] == "+6.0 (+4.6 to +7.4; 2 seeds x 5 articles)"
+    assert cells["x-sta against zero-shot"] == "+10.0 (+10.0 to +10.0; 5 articles)"
+    ((_, ablations),) = tables.ablation_difference_blocks(results)
+    assert ablations.loc["w/o. ATGC", "over seeds and articles"] == "-3.0 (-3.0 to -3.0; 5 articles)"
+    text = tables.write_tables(results, "demo", folder)[0].read_text("utf-8").split("## Differences")[1]
+    assert "xquad, without en" in text and "| x-sta against x-sta (target only) |" in text
+
+
 def test_ablations_count_a_reading_as_one(folder):
     _, table = tables.ablation_block(load_results("demo", folder))
     assert list(table.index) == ["Ours", "w/o. GDKS", "w/o. ATGC", "w/o. ATGC inference"]
@@ -131,7 +147,7 @@ def test_written_tables_are_markdown_and_latex(folder):
     text, tex = (path.read_text("utf-8") for path in tables.write_tables(load_results("demo", folder), "demo", folder))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(re.fullmatch(r"\|( [^|]* \||---\|)+", row) for row in rows) and "## Table 4: ablations" in text
-    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 11
+    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 13
     assert tex.isascii() and r"w/o. alignment\_s" in tex and r"95 \% interval" in tex
     body = re.sub(r"(?m)^%.*|\\label\{.*?\}| & ", "", tex)
     assert not re.search(r"(?<!\\)[%&_#]", body)
@@ -148,7 +164,9 @@ def test_curves_draw_the_frames_values(folder):
     assert [axes.get_legend().get_texts()[0].get_text() for axes in both.axes] == ["held-out validation", "xquad"]
     assert right.lines[0].get_ydata() == pytest.approx(frame["xquad"])
     assert right.lines[1].get_xydata() == pytest.approx(np.array([[1, seeds["xquad"][43]], [1, seeds["xquad"][44]]]))
-    assert "seed 42; hollow" in both.get_suptitle()
+    assert "seed 42; hollow" in both.get_suptitle() and "3 of the paper's 5 values" in both.get_suptitle()
+    low, high = right.get_ylim()
+    assert low < 47 and high > 54 and np.ptp(left.get_ylim()) == pytest.approx(6)  # never stretched over less
     frame["xquad (target only)"] = frame["xquad"] - 1
     (one,) = figures.gamma_curve(frame, ["xquad (target only)", "xquad"], "demo", seeds).axes  # one scale
     assert [text.get_text() for text in one.get_legend().get_texts()] == ["xquad (target only)", "xquad"]
@@ -208,10 +226,10 @@ def test_changed_settings_are_named_and_never_overwrite(folder, tmp_path):
     [
         ("methods", "demo", 10),
         ("ablations", "demo", 6),
-        ("gamma", "compact", 5),
-        ("layers", "compact", 6),
+        ("gamma", "parallel", 5),
+        ("layers", "parallel", 6),
         ("layers", "demo", 12),
-        ("seeds", "compact", 30),
+        ("seeds", "parallel", 30),
         ("variants", "demo", 13),
     ],
 )

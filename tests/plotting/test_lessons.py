@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 
 from xsta_lib.data.batches import Row
 from xsta_lib.plotting.lessons import (
+    attention_curves,
     attention_heatmaps,
     batch_shapes,
     language_shift,
@@ -31,6 +32,17 @@ def data():
     german = SimpleNamespace(language="de", target=SimpleNamespace(length=np.array([40, 33])), source=english.target)
     batches = [[Row(0, 0, -1), Row(0, 1, -1)], [Row(1, 0, 2), Row(1, 1, 0)], [Row(0, 2, -1)]]
     return [english, german], batches
+
+
+def test_attention_in_training_is_drawn_where_it_was_looked_at():
+    logs = {
+        "with": [{"step": 10, "uniform_gap": 0.3}, {"step": 20, "uniform_gap": 0.4, "content_mass": 0.6}],
+        "without": [{"step": 20, "content_mass": 0.5}, {"step": 30, "validation_f1": 1.0}],
+    }
+    mass, gap = attention_curves(logs, "mine").axes
+    assert [line.get_xydata().tolist() for line in mass.lines] == [[[20, 0.6]], [[20, 0.5]]]
+    assert [line.get_xydata().tolist() for line in gap.lines] == [[[10, 0.3], [20, 0.4]]]  # the other lacks the term
+    assert list(handles(mass.get_legend())) == ["with", "without"] and list(handles(gap.get_legend())) == ["with"]
 
 
 def test_padding_is_counted_by_hand(data):

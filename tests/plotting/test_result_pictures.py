@@ -5,9 +5,12 @@ import pytest
 from matplotlib.colors import to_hex
 
 from xsta_lib.data.squad import Answer, Question
+from xsta_lib.experiments.significance import Difference
+from xsta_lib.plotting import results
 from xsta_lib.plotting.results import (
     COLOURS,
     answer_positions,
+    difference_points,
     language_bars,
     length_boxes,
     position_scatter,
@@ -50,7 +53,18 @@ def test_languages_have_their_means_and_the_average_its_interval(frame):
     assert bottom[1] == pytest.approx(137 / 3 - half, abs=1e-4) and top[1] == pytest.approx(137 / 3 + half, abs=1e-4)
     assert bottom[0] == pytest.approx(bars[1][3].get_x() + bars[1][3].get_width() / 2)
     assert axes.get_title() == "F1 by language: toy (protocol mine)"
+    assert axes.get_xlabel() == "95 % intervals of the average over seeds"
     assert [to_hex(bars[0].get_facecolor()) for bars in bars] == [COLOURS[name].lower() for name in F1]
+
+
+def test_intervals_of_two_kinds_are_told_apart_and_seeds_are_dots(frame, monkeypatch):
+    some = frame[(frame["system"] == "x-sta") | (frame["seed"] == 0)].assign(scores="")
+    monkeypatch.setattr(results, "average_with_interval", lambda rows, dataset: (rows["f1"].mean(), 0.0, 99.0))
+    assert language_bars(some, "toy").axes[0].get_xlabel().endswith("over questions; of x-sta over seeds")
+    axes = source_target_bars(some, "toy").axes[0]
+    dots = [line.get_ydata().tolist() for line in axes.lines if line.get_marker() == "."]
+    assert dots == [[60, 60, 60], [pytest.approx(37.5), pytest.approx(38), pytest.approx(40)]]
+    assert axes.get_title().endswith("; dots: seeds")
 
 
 def test_source_stands_before_the_mean_of_the_targets(frame):
@@ -82,3 +96,15 @@ def test_boxes_stand_at_the_quartiles():
     axes = length_boxes({"en": [1, 2, 3, 4, 5], "de": [10, 20, 30]}, 40).axes[0]
     medians = [line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1]
     assert {3.0, 20.0, 40.0} <= set(medians) and [t.get_text() for t in axes.get_xticklabels()] == ["en", "de"]
+
+
+def test_a_difference_stands_on_its_interval_and_is_filled_where_that_leaves_out_0():
+    found = {"one": Difference(1.0, -0.5, 2.0, 0.3), "two": Difference(-2.0, -3.0, -1.0, 0.001)}
+    axes = difference_points(found, "mine").axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["one", "two"] and axes.get_title() == "mine"
+    assert axes.yaxis_inverted()  # the first is on top
+    for place, (bars, one) in enumerate(zip(axes.containers, found.values(), strict=True)):
+        marker, _, (ends,) = bars.lines
+        assert marker.get_xydata().tolist() == [[one.value, place]]
+        assert ends.get_segments()[0][:, 0].tolist() == pytest.approx([one.low, one.high])
+        assert marker.get_markerfacecolor() == ("white" if one.low <= 0 <= one.high else "#0072B2")

@@ -1,6 +1,6 @@
 """Published files: found offline or fetched, resumed, verified, unpacked.
 
-`fetch("compact")` returns paths under `data_folder()`: the environment variable XSTA_DATA, or the platform's cache.
+`fetch("parallel")` returns paths under `data_folder()`: the environment variable XSTA_DATA, or the platform's cache.
 A wanted file already there is used as it is, so a ready folder works without a network (data/README.md shows its
 layout). Files come from their publishers, or from XSTA_MIRROR, a base URL or a local folder which holds them under
 their registry names, such as xquad/xquad.de.json or mlqa/MLQA_V1.zip.
@@ -113,7 +113,7 @@ def select(name_or_group: str, languages: Iterable[str] | None = None) -> dict[s
 def fetch(name_or_group: str, languages: Iterable[str] | None = None, progress: bool = True) -> list[Path]:
     """Paths of the wanted files, in registry order; what is not in the data folder yet is downloaded first.
 
-    `name_or_group`: xquad, mlqa, tydiqa, squad, xtreme, compact, all, or a name or folder (see `select`).
+    `name_or_group`: xquad, mlqa, tydiqa, squad, xtreme, parallel, all, or a name or folder (see `select`).
     languages: keep these only; a wrong one is a ValueError. Whatever keeps a file away is a DownloadError.
     """
     root, wanted = data_folder(), select(name_or_group, languages)

@@ -223,23 +223,6 @@ def load_demo(source_language: str = "en") -> ProtocolData:
     return load_folder(folder, "demo", source_language=source_language)
 
 
-def load_compact(root: Path | None = None) -> ProtocolData:
-    """TyDiQA and MLQA-dev English, MLQA-dev pairs; tested on XQuAD (gold English) and on TyDiQA dev (no English).
-
-    Ten per cent of MLQA dev, whole articles and the same ids in every language, are held out for selection. A missing
-    file is a CorpusError that says which.
-    """
-    library = Library(root or data_folder())
-    kept, held = hold_out(_read_parallel(library, "MLQA_V1/dev", MATCHED))
-    parallel = {language: questions for language, questions in kept.items() if language != "en"}
-    english = library.read(TYDIQA_TRAIN)
-    xquad = _read_parallel(library, "xquad")
-    tydiqa = {language: library.read(path, **SCORED) for language, path in published("tydiqa-goldp-v1.1/dev").items()}
-    tests = [TestSet("xquad", "squad", xquad, xquad["en"]), TestSet("tydiqa", "squad", tydiqa, None, "none")]
-    validation = TestSet("mlqa", "mlqa", held, held["en"])
-    return ProtocolData("compact", english + kept["en"], parallel, kept["en"], validation, tests, library.reports)
-
-
 def load_parallel(root: Path | None = None, swapped: bool = False) -> ProtocolData:
     """Pairs that are translations: one half of XQuAD's articles trains, with TyDiQA's English, the other is the test.
 
@@ -349,7 +332,7 @@ def load_paper(task: str, root: Path | None = None, source: str = "translate-tes
     return ProtocolData(name, train, LazyLanguages(readers), train, validation, [test], library.reports)
 
 
-LOADERS: dict[str, Callable[..., ProtocolData]] = {"demo": load_demo, "compact": load_compact}
+LOADERS: dict[str, Callable[..., ProtocolData]] = {"demo": load_demo}
 LOADERS |= {name: partial(load_parallel, swapped=name != "parallel") for name in PARALLEL}
 LOADERS |= {f"paper-{task}": partial(load_paper, task) for task in ("mlqa", "xquad", "tydiqa")}
 LOADERS |= {f"paper-{task}-gold": partial(load_paper, task, source="gold") for task in ("mlqa", "xquad")}

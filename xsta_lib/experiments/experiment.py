@@ -35,12 +35,11 @@ ROW_BY_ROW = ("trans-train", "lakm", "lakm_mixmrc")  # read translations without
 # Optimisation of each protocol: every method of a comparison gets the same.
 SETTINGS = {
     "demo": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 0.4, "dropout": 0.0, "english_epochs": 3.0},
-    "compact": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 1.0, "dropout": 0.0},
     **{name: {"learning_rate": 1e-4, "batch_size": 16, "epochs": 1.0, "dropout": 0.0} for name in PARALLEL},
     **{name: {} for name in LOADERS if name.startswith("paper-")},  # the paper's are the defaults
     **{name: {"steps": 24_000} for name in LOADERS if name.startswith("paper-mlqa")},  # the release's script
 }
-FOLDER_SETTINGS = SETTINGS["compact"]  # a folder of your own files
+FOLDER_SETTINGS = SETTINGS["parallel"]  # a folder of your own files
 # What shapes a result: its config's fields, some of them of TrainingConfig. Those that came later, here with the value
 # that changes nothing, are left out of fingerprints where they have it, so that older results stay valid.
 RECORDED = (

@@ -14,11 +14,14 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from ..data.files import read_json, write_text_atomically
 from ..data.protocols import TestSet, load_protocol
 from ..data.squad import Answer, Question
 from ..data.windows import window_cache
+from ..encoders.packed import BOX, load_packed
+from ..model.modeling import XStaForQuestionAnswering
 from ..prediction.evaluation import evaluate_once, kept_answers, provenance, score_answers
 from ..prediction.explaining import (
     attention_entropy,
@@ -34,10 +37,12 @@ from ..prediction.explaining import (
 from ..prediction.metrics import score
 from ..prediction.predictor import Predictor
 from ..training.machine import has_bf16
-from .experiment import Experiment, backbone_tag, experiment, place_of
+from ..training.ranks import device
+from .experiment import Experiment, backbone_tag, experiment, place_of, setting_of
 from .llm import kept_llm_answers
+from .packing import boxed_experiment
 from .results import results_folder
-from .run import is_trained, load_run, run_folder
+from .run import is_trained, load_run, run_folder, runs_folder
 from .tables import LLM
 
 READ = ("target", "teacher", "calibrated")  # the answers that a case shows
@@ -135,20 +140,34 @@ ATTENTION_QUESTIONS = 40  # questions behind Figure 4's mean entropies
 WITHOUT_TOKENS = ("alignment_token",)
 
 
-def inspection_path(figure: int, protocol: str, folder: Path | None = None, backbone: str | None = None) -> Path:
-    """Where a figure's numbers lie, by default those of the protocol's own backbone."""
-    name = "-".join(filter(None, ("inspection", backbone_tag(protocol, backbone))))
+def inspection_path(figure: int, protocol: str, folder: Path | None = None, setting: str = "") -> Path:
+    """Where a figure's numbers lie, by default those of the protocol's own setting (see ``setting_of``)."""
+    name = "-".join(filter(None, ("inspection", setting.replace(", ", "-").replace("=", "-").replace("/", "-"))))
     return (folder or results_folder()) / place_of(protocol) / name / f"figure{figure}.json"
 
 
-def read_inspection(figure: int, protocol: str, folder: Path | None = None, backbone: str | None = None) -> dict | None:
-    """A figure's numbers, or ``None`` where nobody measured them."""
-    path = inspection_path(figure, protocol, folder, backbone)
+def read_inspection(
+    figure: int, protocol: str, folder: Path | None = None, backbone: str | None = None, setting: str = ""
+) -> dict | None:
+    """A figure's numbers, or ``None`` where nobody measured them; of a backbone, or of any other setting."""
+    path = inspection_path(figure, protocol, folder, setting or backbone_tag(protocol, backbone))
     return read_json(path) if path.exists() else None
 
 
+def _is_here(exp: Experiment) -> bool:
+    """Whether a run's model is on this machine: it was trained here, or it is the reader in the box."""
+    return is_trained(exp) or exp == boxed_experiment()
+
+
+def _load(exp: Experiment) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase]:
+    if is_trained(exp):
+        return load_run(exp)
+    model, tokenizer = load_packed(BOX)
+    return model.to(device()), tokenizer
+
+
 def _predictor(exp: Experiment) -> Predictor:
-    model, tokenizer = load_run(exp)
+    model, tokenizer = _load(exp)
     return Predictor(model, tokenizer, cache=window_cache(), autocast=has_bf16(model.device))
 
 
@@ -212,9 +231,9 @@ def inspect_cases(exp: Experiment, test: TestSet) -> dict:
 
     Of texts that are not this project's own, only the first language that has a case is kept.
     """
-    folder = run_folder(exp) / "predictions"
+    folder = (run_folder(exp) if is_trained(exp) else runs_folder() / exp.place / BOX.name) / "predictions"
     if not kept_answers(folder, test, test.source_name):
-        evaluate_once(folder, *load_run(exp), test, test.source_name, ("calibrated", "target", "teacher"))
+        evaluate_once(folder, *_load(exp), test, test.source_name, ("calibrated", "target", "teacher"))
     answers, models = kept_answers(folder, test, test.source_name)["answers"], kept_llm_answers(exp.protocol, test)
     found = find_cases(test, answers, _languages(test), models)
     if test.name != OWN:
@@ -236,21 +255,27 @@ def read_cases(record: Mapping) -> list[Case]:
 def inspect_models(protocol: str, folder: Path | None = None, backbone: str | None = None) -> list[Path]:
     """Write what Figures 4 to 6 need, as far as this machine has the models; returns the files written.
 
-    Figure 4 needs X-STA trained with and without token alignment, the others X-STA alone.
+    Figure 4 needs X-STA trained with and without token alignment, the others X-STA alone. Where no backbone is asked
+    for, the reader in the box is inspected too, under its own protocol and as the setting that it was trained with.
     """
     changes = {"backbone": backbone} if backbone else {}
-    full = experiment(protocol, "x-sta", **changes)
+    boxed = [] if backbone or boxed_experiment().protocol != protocol else [boxed_experiment()]
+    found = [exp for exp in (experiment(protocol, "x-sta", **changes), *boxed) if _is_here(exp)]
+    tests = load_protocol(protocol).tests if found else ()
+    test = next((test for test in tests if test.source and test.name in TEXTS), None)
+    return [path for exp in found if test for path in _inspect(exp, test, folder)]
+
+
+def _inspect(full: Experiment, test: TestSet, folder: Path | None) -> list[Path]:
+    """Write what can be seen of one run."""
     without = replace(full, without=WITHOUT_TOKENS)
-    test = next((test for test in load_protocol(protocol).tests if test.source and test.name in TEXTS), None)
-    if test is None or not is_trained(full):
-        return []
-    records = {4: inspect_attention(full, without, test)} if is_trained(without) else {}
+    records = {4: inspect_attention(full, without, test)} if _is_here(without) else {}
     records |= {5: inspect_sentences(full, test), 6: inspect_cases(full, test)}
     written = []
     for figure, record in records.items():
         models = [full.fingerprint, without.fingerprint] if figure == 4 else [full.fingerprint]
-        origin = {"protocol": protocol, "dataset": test.name, "models": models, "provenance": provenance()}
-        path = inspection_path(figure, protocol, folder, backbone)
+        origin = {"protocol": full.protocol, "dataset": test.name, "models": models, "provenance": provenance()}
+        path = inspection_path(figure, full.protocol, folder, setting_of(full.to_dict()))
         write_text_atomically(path, json.dumps(origin | record, ensure_ascii=False, indent=1) + "\n")
         written.append(path)
     return written

@@ -1,15 +1,17 @@
 """Result files: ``results/<protocol>/<name>.json`` and, beside each, the scores of every question (no text)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from ..data.files import TextError, home, read_json, replacing, write_text_atomically
+from ..data.protocols import TestSet
 from ..prediction.evaluation import Evaluation
 from .experiment import backbone_tag, place_of, setting_of
 
+ARTICLES = "articles.csv"  # in a protocol's folder: which article each test question is about
 FIELDS = {"protocol", "method", "without", "backbone", "seed", "source", "config", "fingerprint", "metrics"}
 
 
@@ -92,3 +94,50 @@ def load_scores(file: str | Path, dataset: str) -> pd.DataFrame:
         return frame[frame["dataset"] == dataset]
     except (OSError, ValueError, LookupError) as error:
         raise ValueError(f"{file}: no scores can be read from it ({error}); measure its result anew") from error
+
+
+def write_articles(folder: Path, tests: Sequence[TestSet]) -> Path | None:
+    """Keep the title of each question's article beside a protocol's results, so that articles can be resampled.
+
+    Only of test sets that ask the same questions in every language: of the others an article has few questions. There
+    is no file where titles do not tell articles apart.
+    """
+    rows = []
+    for test in tests:
+        if test.source and test.source_name != "other":  # the control asks another set's questions again
+            titles = {question.id: question.title for part in test.questions.values() for question in part}
+            if len(set(titles.values())) > 1 and all(titles.values()):
+                rows += [(test.name, key, title) for key, title in titles.items()]
+    if not rows:
+        return None
+    text = pd.DataFrame(rows, columns=["dataset", "id", "article"]).to_csv(index=False, lineterminator="\n")
+    write_text_atomically(folder / ARTICLES, text)
+    return folder / ARTICLES
+
+
+def load_articles(folder: Path, dataset: str) -> dict[str, str]:
+    """The article of each question of a data set, see :func:`write_articles`; empty where it is not kept."""
+    if not (folder / ARTICLES).is_file():
+        return {}
+    frame = pd.read_csv(folder / ARTICLES, dtype=str, keep_default_na=False)
+    frame = frame[frame["dataset"] == dataset]
+    return dict(zip(frame["id"], frame["article"], strict=True))
+
+
+def reading_frame(results: Mapping[str, Mapping], dataset: str) -> pd.DataFrame:
+    """Mean F1 over the targets of every reading of one pass, and the source's own F1: a row a result, by its name.
+
+    A result that keeps no readings, or was not measured on ``dataset``, has no row.
+    """
+    rows = {}
+    for name, result in results.items():
+        source, row = result["source_language"], {}
+        for reading, metrics in result["readings"].items():
+            f1 = pd.Series({language: values["f1"] for language, values in metrics.get(dataset, {}).items()})
+            if len(f1):
+                row[reading] = f1.drop(source, errors="ignore").mean()
+                row |= {f"source ({source})": f1[source]} if source in f1 else {}
+        rows |= {name: row} if row else {}
+    frame = pd.DataFrame(rows).T
+    order = [name for name in ("target", "teacher", "calibrated") if name in frame]
+    return frame[[*order, *(name for name in frame if name not in order)]]

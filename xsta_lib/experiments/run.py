@@ -29,7 +29,7 @@ from ..training.configuration import TrainingConfig
 from ..training.machine import peak_memory_bytes, release_memory
 from ..training.trainer import Trainer, TrainingResult
 from .experiment import METHODS, ROW_BY_ROW, SETTINGS, SOURCE_ONLY, Experiment, grid, place_of
-from .results import load_all_results, results_folder, write_result
+from .results import load_all_results, results_folder, write_articles, write_result
 from .stages import add_stages, make_trainer, spent
 
 
@@ -351,6 +351,8 @@ def run_experiment(
         }
         records.append((result_path(exp, source, results), record, evaluations))
     # together at the end: a run with one of its results would count as measured
+    if ranks.rank() == 0:
+        write_articles(records[0][0].parent, data.tests)
     written = [write_result(*found) if ranks.rank() == 0 else found[0] for found in records]
     ranks.wait()
     return written

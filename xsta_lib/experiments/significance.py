@@ -1,6 +1,6 @@
-"""How sure a number is: intervals over questions and over seeds, and paired comparisons of two systems."""
+"""How sure a number is: intervals over questions, articles and seeds, and paired comparisons of two systems."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,14 +28,25 @@ def average_interval(scores: pd.DataFrame) -> tuple[float, float, float]:
 
 def resampled_means(table: pd.DataFrame, resamples: int, seed: int) -> np.ndarray:
     """The unweighted mean over languages, drawn again and again from the resampled rows of :func:`by_question`."""
-    present, values = table.notna().to_numpy(float), table.fillna(0).to_numpy()
-    rng, drawn, n = np.random.default_rng(seed), [], len(table)
+    rng = np.random.default_rng(seed)
+    return _drawn_means(table.fillna(0).to_numpy(), table.notna().to_numpy(float), resamples, rng)
+
+
+def _drawn_means(sums: np.ndarray, counts: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means over languages of resampled units, articles or single questions: ``(..., resamples)``.
+
+    Args:
+        sums: of F1 by unit and language, ``(..., units, languages)``.
+        counts: how many questions each sum is of, ``(units, languages)``.
+        resamples, rng: how often, and drawn from what.
+    """
+    drawn, n = [], len(counts)
     for low in range(0, resamples, 500):  # some at a time: all counts at once would take gigabytes
         size = min(500, resamples - low)
         chosen = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
-        counts = np.bincount(chosen.ravel(), minlength=size * n).reshape(size, n).astype(float)
-        drawn.append((counts @ values / np.maximum(counts @ present, 1)).mean(axis=1))
-    return np.concatenate(drawn)
+        times = np.bincount(chosen.ravel(), minlength=size * n).reshape(size, n).astype(float)
+        drawn.append((times @ sums / np.maximum(times @ counts, 1)).mean(axis=-1))
+    return np.concatenate(drawn, axis=-1)
 
 
 def seed_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -72,12 +83,59 @@ def paired_bootstrap(
     Raises:
         ValueError: the two did not answer the same questions.
     """
+    table = _difference_table(first, second, without)
+    return _interval(float(table.mean().mean()), resampled_means(table, resamples, seed))
+
+
+def seeds_and_articles(
+    first: Sequence[pd.DataFrame],
+    second: Sequence[pd.DataFrame],
+    articles: Mapping[str, object] | None = None,
+    without: Sequence[str] = (),
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """The mean difference of two systems over training runs, and what other runs and other articles would make of it.
+
+    Every resample draws seeds, a seed's two runs together, and articles, with all their questions in all languages and
+    under all seeds: questions about one text are not independent, nor are the answers of one run. The seeds' weights
+    are stretched by sqrt(S / (S - 1)), as the spread of S runs drawn from themselves is too small by that. With one
+    seed the articles alone are drawn.
+
+    Args:
+        first, second: rows ``language, id, f1, em`` of each system, in percent, one frame a seed, in the same order.
+        articles: the article of each id; without it, questions are drawn.
+        without, resamples, seed: see :func:`paired_bootstrap`.
+
+    Raises:
+        ValueError: two of them did not answer the same questions.
+    """
+    tables = [_difference_table(one, other, without) for one, other in zip(first, second, strict=True)]
+    if any(not table.isna().equals(tables[0].isna()) for table in tables):
+        raise ValueError("the seeds did not answer the same questions; compare results of one protocol")
+    units = tables[0].index.map(articles) if articles else tables[0].index
+    if units.isna().any():
+        raise ValueError("the article of some questions is not known")
+    sums = np.stack([table.fillna(0).groupby(units).sum().to_numpy() for table in tables])
+    counts = tables[0].notna().groupby(units).sum().to_numpy(float)
+    rng, runs = np.random.default_rng(seed), len(tables)
+    by_run = _drawn_means(sums, counts, resamples, rng)
+    weights = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples).T / runs
+    weights = 1 / runs + (weights - 1 / runs) * (runs / max(1, runs - 1)) ** 0.5
+    value = float(np.mean([table.mean().mean() for table in tables]))
+    return _interval(value, (weights * by_run).sum(axis=0))
+
+
+def _difference_table(first: pd.DataFrame, second: pd.DataFrame, without: Sequence[str]) -> pd.DataFrame:
+    """First minus second as :func:`by_question` has them; ValueError where they did not answer the same questions."""
     tables = [by_question(scores[~scores["language"].isin(without)]).sort_index() for scores in (first, second)]
     same = tables[0].index.equals(tables[1].index) and list(tables[0]) == list(tables[1])
     if not same or not (tables[0].isna() == tables[1].isna()).all().all():
         raise ValueError("the two systems did not answer the same questions; compare results of one protocol")
-    table = tables[0] - tables[1]
-    drawn = resampled_means(table, resamples, seed)
-    below, above = (drawn <= 0).sum(), (drawn >= 0).sum()
-    p = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
-    return Difference(float(table.mean().mean()), *map(float, np.percentile(drawn, [2.5, 97.5])), float(p))
+    return tables[0] - tables[1]
+
+
+def _interval(value: float, drawn: np.ndarray) -> Difference:
+    """A difference with the 95 % interval and the two-sided p-value of its resamples."""
+    p = min(1.0, 2 * (min((drawn <= 0).sum(), (drawn >= 0).sum()) + 1) / (len(drawn) + 1))
+    return Difference(value, *map(float, np.percentile(drawn, [2.5, 97.5])), float(p))

@@ -5,7 +5,7 @@ their protocols differ; every heading names the protocol.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ import pandas as pd
 from ..data.files import home, write_text_atomically
 from ..model.configuration import XStaConfig
 from .experiment import WAYS, changed_settings, place_of, setting_of
-from .results import load_scores, results_folder
-from .significance import average_interval, paired_bootstrap, seed_interval
+from .results import load_articles, load_scores, results_folder
+from .significance import average_interval, paired_bootstrap, seed_interval, seeds_and_articles
 
 ALONE = " (target only)"  # after the name of a method that can read pairs, where it read the target alone
 # Systems that could only be built after the abstracts of their papers are called so wherever they stand.
@@ -145,7 +145,9 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta") 
     """Paired comparison of one system with the others that have its first seed: F1 points, 95 % interval, p.
 
     The targets are compared: the source language is left out. Where both have several seeds, a column gives the mean
-    difference over them with Student's interval: what another training run moves, which resampling cannot tell.
+    difference over them with Student's interval: what another training run moves, which resampling questions cannot
+    tell. Where articles are known, another column has the mean difference with the interval of resampled seeds and
+    articles (:func:`~.significance.seeds_and_articles`), of one seed that of articles alone.
 
     Args:
         frame, dataset: see :func:`metrics_frame`, and which of its data sets.
@@ -154,11 +156,14 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta") 
     part = compared_systems(frame[frame["dataset"] == dataset])
     source = part["source_language"].iloc[0]
     means = part[part["language"] != source].pivot_table(index="seed", columns="system", values="f1")
-    seed = part.loc[part["system"] == against, "seed"].min()
-    first = part[part["seed"] == seed].drop_duplicates("system").set_index("system")["scores"]
+    files = part.drop_duplicates(["seed", "system"]).set_index(["seed", "system"])["scores"].unstack()
+    first = files.loc[part.loc[part["system"] == against, "seed"].min()].dropna()
     own, lines = load_scores(first[against], dataset), {}
+    articles = load_articles(Path(first[against]).parent, dataset)
     for name in [name for name in systems(part) if name in first and name != against]:
         cells = _difference_cells(own, load_scores(first[name], dataset), [source])
+        if articles:
+            cells |= _article_cells(files[[against, name]].dropna(), dataset, articles, [source])
         by_seed = (means[against] - means[name]).dropna()
         if len(by_seed) > 1:
             mean, half = seed_interval(by_seed)
@@ -169,6 +174,17 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta") 
     return heading, pd.DataFrame(lines).T.fillna("")
 
 
+def difference_blocks(frame: pd.DataFrame) -> list[Block]:
+    """X-STA minus the others on every data set that both have, as it is tested and with the target alone."""
+    blocks = []
+    for dataset in dict.fromkeys(frame["dataset"]):
+        found = set(frame.loc[frame["dataset"] == dataset, "system"])
+        for against in ("x-sta", "x-sta" + ALONE):
+            if against in found and len(found) > 1:
+                blocks.append(difference_block(frame, dataset, against))
+    return blocks
+
+
 def _difference_cells(first: pd.DataFrame, second: pd.DataFrame, without: Sequence[str] = ()) -> dict[str, str]:
     found = paired_bootstrap(first, second, without=without)
     return {
@@ -176,6 +192,17 @@ def _difference_cells(first: pd.DataFrame, second: pd.DataFrame, without: Sequen
         "95 % interval": f"{found.low:+.1f} to {found.high:+.1f}",
         "p": f"{found.p:.4f}" if found.p >= 1e-3 else "below 0.001",
     }
+
+
+def _article_cells(
+    files: pd.DataFrame, dataset: str, articles: Mapping[str, str], without: Sequence[str] = ()
+) -> dict[str, str]:
+    """First minus second column of score files, a row a seed: a cell with the mean and what its interval is over."""
+    sides = [[load_scores(file, dataset) for file in files.iloc[:, place]] for place in (0, 1)]
+    found = seeds_and_articles(*sides, articles, without)
+    over = f"{len(set(articles.values()))} articles"
+    over = f"{len(files)} seeds x {over}" if len(files) > 1 else over
+    return {"over seeds and articles": f"{found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f}; {over})"}
 
 
 def cost_block(results: Sequence[dict]) -> Block:
@@ -232,6 +259,14 @@ def _first_seed(results: Sequence[dict]) -> tuple[str, dict[tuple[str, ...], dic
     return heading, {tuple(r["without"]): r for r in own if r["seed"] == seed}
 
 
+def token_alignment_logs(results: Sequence[dict]) -> dict[str, list[dict]]:
+    """Training logs of the first seed's X-STA with and without token alignment, as far as they say where it looked."""
+    measured = _first_seed(results)[1]
+    named = {"with token alignment": (), "without token alignment": ("alignment_token",)}
+    found = {name: measured[key]["log"] for name, key in named.items() if key in measured and "log" in measured[key]}
+    return {name: log for name, log in found.items() if any("content_mass" in line for line in log)}
+
+
 def ablation_block(results: Sequence[dict]) -> Block:
     """Measured ablations: mean F1 / EM over the languages of each data set, and F1's change against the full method.
 
@@ -267,6 +302,10 @@ def ablation_difference_blocks(results: Sequence[dict]) -> list[Block]:
         own = load_scores(measured[()]["scores"], dataset)
         found = {name: measured[key]["scores"] for key, name in ABLATION_ROWS.items() if key and key in measured}
         lines = {name: _difference_cells(load_scores(scores, dataset), own) for name, scores in found.items()}
+        if articles := load_articles(Path(measured[()]["scores"]).parent, dataset):
+            for name, scores in found.items():
+                pair = pd.DataFrame([[scores, measured[()]["scores"]]])
+                lines[name] |= _article_cells(pair, dataset, articles)
         if lines:
             blocks.append((f"{heading}: {dataset}, minus the full method", pd.DataFrame(lines).T))
     return blocks
@@ -306,6 +345,7 @@ def write_tables(results: Sequence[dict], protocol: str, folder: Path | None = N
     own = {d: results_block(measured, d) for d in dict.fromkeys(measured["dataset"]) if d not in known}
     blocks = {f"Table {n}: {task}": table_blocks(n, frame) for n, (task, _) in TABLES.items()}
     blocks["Table 4: ablations"] = [*table4_blocks(results), *ablation_difference_blocks(results)]
+    blocks["Differences"] = difference_blocks(measured)
     blocks["What each system took"] = [cost_block(results)]
     text = [f"# Protocol {label}: tables", *(f"## {d}\n\n{markdown(table)}" for d, (_, table) in own.items())]
     tex = ["% needs \\usepackage{booktabs}", *(latex(block, f"tab:{protocol}-{d}") for d, block in own.items())]

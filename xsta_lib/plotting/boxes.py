@@ -10,12 +10,10 @@ from .style import BLUE, VERMILION
 
 TEXTS = {
     "demo": "the small corpus in data/demo, 180 questions in seven languages",
-    "compact": "TyDiQA's English and MLQA dev, whose pairs are no translations",
     "parallel": "TyDiQA's English and half of XQuAD's articles in eleven languages, professional translations",
 }
 WORTH = {
     "demo": "trained in minutes on a toy: it shows the machinery, and its scores say nothing of the method",
-    "compact": "of earlier code, to be retired; another training run may move a score as much as the systems differ",
 }
 ONE_RUN = "one training run: another seed may move a score by as much as two systems differ"
 

@@ -172,8 +172,8 @@ def case_picture(cases: Sequence[Case], note: str = "") -> Figure:
         text = f"{pair}: calibration {verb} the answer ({count})"
         axes.text(0.02 * width, low + 0.2 * DPI, text, fontsize=9, color="0.4", va="center")
         low = _draw_case(axes, case, width, low + 0.55 * DPI) + 0.1 * DPI
-    bottom = low + 0.3 * DPI
-    axes.text(0.98 * width, bottom - 0.14 * DPI, note, fontsize=8, color="0.4", ha="right", va="center")
+    bottom = low + 0.5 * DPI
+    axes.text(0.98 * width, low + 0.12 * DPI, note, fontsize=8, color="0.4", ha="right", va="center")
     handles = [Rectangle((0, 0), 1, 1, label=mark[-1], **mark_look(style)) for style, mark in MARKS.items()]
     figure.set_size_inches(11, bottom / DPI)
     axes.set(ylim=(bottom, 0))

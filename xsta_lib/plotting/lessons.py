@@ -74,6 +74,29 @@ def step_curves(log: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
+def attention_curves(logs: Mapping[str, Sequence[Mapping[str, float]]], label: str) -> Figure:
+    """Figure 4 without models: where attention went in training, from the logs of runs by name.
+
+    Left the share of the sharing layer's attention that is on content, not on special tokens, as often as it was
+    looked at; right how far the token alignment's attention is from uniform, of the runs that have that term.
+    """
+    figure, sides = panels(9, 3.2, 2, sharex=True)
+    titles = {
+        "content_mass": "sharing layer: share of attention on content",
+        "uniform_gap": "token alignment: ln J - H, nats (only runs that have it)",
+    }
+    for axes, (name, title) in zip(sides, titles.items(), strict=True):
+        for (run, log), colour, marker in zip(logs.items(), PALETTE, MARKERS, strict=False):
+            kept = pd.DataFrame(log).reindex(columns=["step", name]).dropna()
+            if len(kept):
+                axes.plot(kept["step"], kept[name], color=colour, marker=marker, markersize=3, linewidth=1, label=run)
+        axes.set(xlabel="step", ylim=(0, None))
+        axes.set_title(title, fontsize="medium")
+        legend(axes, loc="lower right")
+    figure.suptitle(f"Attention on the source in training (protocol {label})", fontsize="medium")
+    return figure
+
+
 def selection_curve(steps: Sequence[int], scores: Sequence[float]) -> Figure:
     """Validation F1 (%) over the steps; the chosen step is marked."""
     figure, (axes,) = panels(5, 2.6)

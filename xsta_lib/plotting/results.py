@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from ..data.files import home
 from ..data.folders import language_name
 from ..data.squad import Question
-from ..experiments.experiment import backbone_tag, place_of, setting_of
+from ..experiments.experiment import GAMMAS, place_of, setting_of
 from ..experiments.inspection import attention_maps, read_cases, read_inspection
 from ..experiments.results import load_all_results, results_folder
+from ..experiments.significance import Difference
 from ..experiments.tables import (
     ALONE,
     FULL,
@@ -31,10 +32,11 @@ from ..experiments.tables import (
     sweep_columns,
     sweep_frame,
     systems,
+    token_alignment_logs,
     write_tables,
 )
 from .cases import case_picture
-from .lessons import attention_heatmaps, tsne_scatter
+from .lessons import attention_curves, attention_heatmaps, tsne_scatter
 from .style import (
     BESIDE,
     BLUE,
@@ -58,6 +60,7 @@ SHADES = (  # the plainest grey
     *(GREEN, ORANGE, PINK, YELLOW, "#882255", SKY, VERMILION),
 )
 COLOURS = dict(zip(SYSTEMS, SHADES, strict=True))
+LEAST_RANGE = 6.0  # of F1 on the axis of a curve, in percentage points
 MODELS = ("#000000", "#444444", "#777777", "#BBBBBB")  # large language models, in turn
 
 
@@ -70,7 +73,8 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     """F1 by language, one bar a system (means over seeds), and the average with its 95 % interval.
 
-    ``frame`` is a :func:`~xsta_lib.experiments.tables.metrics_frame`; ablations and switches are left out.
+    Below the axes stands what each interval is over: two kinds do not compare. ``frame`` is a
+    :func:`~xsta_lib.experiments.tables.metrics_frame`; ablations and switches are left out.
     """
     part = compared_systems(frame[frame["dataset"] == dataset])
     colours = colours_of(systems(part))
@@ -78,29 +82,59 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     rows = [(name, "average", value) for name, (value, _, _) in averages.items()]
     shown = pd.concat([part[["system", "language", "f1"]], pd.DataFrame(rows, columns=["system", "language", "f1"])])
     languages = part["language"].nunique()
-    figure, (axes,) = panels(max(7, 0.95 * languages + 2), 3.6)
+    figure, (axes,) = panels(max(7, max(0.95, 0.12 * len(colours)) * languages + 2), 3.6)
     grouped_bars(axes, shown, "language", "f1", "system", colours)
     for bars, (value, low, high) in zip(list(axes.containers), averages.values(), strict=True):
         place = bars[-1].get_x() + bars[-1].get_width() / 2
-        axes.errorbar(place, value, [[value - low], [high - value]], color="black", capsize=2, linewidth=1)
+        axes.errorbar(place, value, [[value - low], [high - value]], color="black", capsize=1.5, linewidth=0.8)
     axes.axvline(languages - 0.5, color="0.8", linewidth=1)
+    seeds = part.groupby("system", sort=False)["seed"].nunique()
+    several = [name for name in colours if seeds[name] > 1]
+    over = "questions" + (f"; of {', '.join(several)} over seeds" if several else "")
+    over = "seeds" if len(several) == len(colours) else over
     axes.set(ylabel="F1 (%)", title=f"F1 by language: {dataset} (protocol {part['protocol'].iloc[0]})")
-    legend(axes, ncols=min(6, len(colours)), loc="upper center", bbox_to_anchor=(0.5, -0.1), columnspacing=1.2)
+    axes.set_xlabel(f"95 % intervals of the average over {over}", fontsize="small")
+    legend(axes, **BESIDE)
     return figure
 
 
 def source_target_bars(frame: pd.DataFrame, dataset: str) -> Figure:
-    """Figure 3: F1 on the source language against the mean over the target languages, by method; means over seeds."""
+    """Figure 3: F1 on the source language against the mean over the target languages, by method.
+
+    Bars are means over seeds; where there are several, each seed is a dot.
+    """
     part = compared_systems(frame[frame["dataset"] == dataset])
     colours, source = colours_of(systems(part)), part["source_language"].iloc[0]
     names = [f"source ({source})", "mean of targets"]
     sides = pd.Categorical(np.where(part["language"] == source, *names), names)
     figure, (axes,) = panels(2.6 + 0.85 * len(colours), 3.2)  # room for the numbers on the bars
     grouped_bars(axes, part.assign(side=sides), "side", "f1", "system", colours)
-    for bars in axes.containers:
-        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
-    axes.set(ylabel="F1 (%)", title=f"Source and targets: {dataset} (protocol {part['protocol'].iloc[0]})")
+    by_seed = part.assign(side=sides).groupby(["system", "side", "seed"], observed=True)["f1"].mean()
+    for name, bars in zip(colours, axes.containers, strict=True):
+        for bar, side in zip(bars, names, strict=True):
+            middle, values = bar.get_x() + bar.get_width() / 2, by_seed[name].get(side, by_seed[:0])
+            if len(values) > 1:
+                axes.plot([middle] * len(values), values, ".", color="black", markersize=4)
+            if len(values):
+                place = middle, max(bar.get_height(), values.max()) + 0.8
+                axes.annotate(f"{bar.get_height():.1f}", place, fontsize=7, ha="center")
+    dots = "; dots: seeds" if part["seed"].nunique() > 1 else ""
+    axes.set(ylabel="F1 (%)", title=f"Source and targets: {dataset} (protocol {part['protocol'].iloc[0]}){dots}")
     legend(axes, **BESIDE)
+    return figure
+
+
+def difference_points(found: Mapping[str, Difference], title: str) -> Figure:
+    """Differences of F1 with their 95 % intervals, one below the other; those whose interval holds 0 are hollow."""
+    figure, (axes,) = panels(7, 0.9 + 0.3 * max(1, len(found)))
+    for place, one in enumerate(found.values()):
+        face = "white" if one.low <= 0 <= one.high else BLUE
+        ends = [[one.value - one.low], [one.high - one.value]]
+        axes.errorbar(one.value, place, xerr=ends, fmt="o", color=BLUE, markerfacecolor=face, capsize=2, linewidth=1)
+    axes.axvline(0, color="0.6", linewidth=1, zorder=0)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set(xlabel="difference of F1, 95 % interval over questions", ylim=(len(found) - 0.5, -0.5))
+    axes.set_title(title, fontsize="medium")
     return figure
 
 
@@ -136,6 +170,9 @@ def _sweep(
             others = seeds[name].drop(seeds.index.min())
             axes.plot([full] * len(others), others, marker, color=colour, markerfacecolor="none", zorder=1)
         axes.set(xlabel=frame.index.name, ylabel="F1 (%)", xticks=frame.index)
+        low, high = axes.get_ylim()
+        if high - low < LEAST_RANGE:  # a point of F1, as much as a seed moves, must not look like a mountain
+            axes.set_ylim((low + high - LEAST_RANGE) / 2, (low + high + LEAST_RANGE) / 2)
         legend(axes)
     run = (f", seed {seeds.index.min()}" if len(seeds) else "") + ("; hollow: other seeds" if len(seeds) > 1 else "")
     figure.suptitle(f"{title}\n(protocol {protocol}{run})", fontsize="medium")
@@ -153,7 +190,8 @@ def gamma_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str, seed
     """
     apart = len({name.removesuffix(ALONE) for name in columns}) > 1
     even, full = frame.set_axis(range(len(frame))).rename_axis("gamma"), int(frame.index.searchsorted(FULL["gamma"]))
-    figure = _sweep("Weight of the teacher's loss", even, columns, protocol, seeds, full, apart)
+    few = f", {len(frame)} of the paper's {len(GAMMAS)} values" if len(frame) < len(GAMMAS) else ""
+    figure = _sweep(f"Weight of the teacher's loss{few}", even, columns, protocol, seeds, full, apart)
     for axes in figure.axes:
         axes.set_xticklabels([f"{value:g}" for value in frame.index])
     return figure
@@ -197,22 +235,22 @@ def position_scatter(positions: pd.DataFrame, source_language: str = "en") -> Fi
     return figure
 
 
-def _inspection_figures(label: str, protocol: str, folder: Path, backbone: str) -> dict[str, Figure]:
+def _inspection_figures(label: str, protocol: str, folder: Path, setting: str) -> dict[str, Figure]:
     """Figures 4, 5 and 6 of what :func:`~xsta_lib.experiments.inspection.inspect_models` kept, by file name."""
     found = {}
-    if record := read_inspection(4, protocol, folder, backbone):
+    if record := read_inspection(4, protocol, folder, setting=setting):
         entropies = record["mean_entropy_nats"]
         over = f"mean entropy over {record['questions']} questions"
         maps = {f"{name}\n{over}: {entropies[name]:.2f} nats": frame for name, frame in attention_maps(record).items()}
         found["figure4"] = attention_heatmaps(maps)
         title = f"Attention of one question: {record['dataset']}, {record['language']} (protocol {label})"
         found["figure4"].suptitle(title, fontsize=11)
-    if record := read_inspection(5, protocol, folder, backbone):
+    if record := read_inspection(5, protocol, folder, setting=setting):
         places = pd.DataFrame(**record["places"])
         examples = sorted(places["example"].unique())[:8]
         found["figure5"] = tsne_scatter(places, pd.DataFrame(**record["silhouettes"]), examples)
         found["figure5"].suptitle(f"Sentence representations: {record['dataset']} (protocol {label})", fontsize=11)
-    if (record := read_inspection(6, protocol, folder, backbone)) and record["cases"]:
+    if (record := read_inspection(6, protocol, folder, setting=setting)) and record["cases"]:
         cases = read_cases(record)
         language = Counter(case.language for case in cases).most_common(1)[0][0]  # the first with both kinds, if any
         mine = [case for case in cases if case.language == language]
@@ -227,6 +265,9 @@ def _result_figures(results: Sequence[dict], label: str) -> dict[str, Figure]:
     figures = {}
     if len(compared_systems(frame)):
         figures = {"figure3": source_target_bars(frame, dataset), "languages": language_bars(frame, dataset)}
+    logs = token_alignment_logs(results)
+    if len(logs) == 2:
+        figures["figure4"] = attention_curves(logs, label)
     for name, switch, curve in (("figure7", "gamma", gamma_curve), ("figure8", "sharing_layer", layer_curve)):
         values = sweep_frame(results, switch)
         if len(values) > 1:
@@ -237,7 +278,8 @@ def _result_figures(results: Sequence[dict], label: str) -> dict[str, Figure]:
 def write_figures(protocol: str, folder: Path | None = None, figures: Path | None = None) -> list[Path]:
     """Write the figures and tables of a protocol's results; returns the paths.
 
-    Figures 7 and 8 come once their grids were measured, Figures 4 to 6 once models were inspected. Every setting
+    Figures 7 and 8 come once their grids were measured, Figures 4 to 6 once models were inspected; without the models
+    Figure 4 is drawn from the logs of training with and without token alignment. Every setting
     (backbone, optimisation) other than the protocol's own has figures and tables of its own.
 
     Args:
@@ -258,10 +300,9 @@ def write_figures(protocol: str, folder: Path | None = None, figures: Path | Non
         raise FileNotFoundError(f"{place}: no results yet; run 'xsta train --protocol {protocol}' first")
     written = []
     for name, results in groups.items():
-        label, backbone = protocol_label(results[0]), results[0]["backbone"]
+        label = protocol_label(results[0])
         drawn = _result_figures(results, label)
-        if setting_of(results[0]["config"]) == backbone_tag(protocol, backbone):  # the runs that are inspected
-            drawn |= _inspection_figures(label, protocol, folder, backbone)
+        drawn |= _inspection_figures(label, protocol, folder, setting_of(results[0]["config"]))
         written += [save(figure, figures / f"{picture}-{name}.png") for picture, figure in drawn.items()]
         written += write_tables(results, protocol, folder)
     return written
