@@ -39,7 +39,7 @@ lab: .venv/.ready
 check: .venv/.ready
 	@for notebook in $(NOTEBOOKS); do \
 	  mkdir -p runs/notebooks; echo "$$(date +%T) $$notebook, smallest size"; \
-	  $(BIN)/papermill --no-progress-bar --cwd notebooks -p small True $$notebook runs/notebooks/small-$$(basename $$notebook) || exit 1; \
+	  $(BIN)/papermill --no-progress-bar --start-timeout 120 --execution-timeout 300 --cwd notebooks -p small True $$notebook runs/notebooks/small-$$(basename $$notebook) || exit 1; \
 	done
 
 # Re-execute the notebooks and keep their outputs, and those of the small runs that the tests repeat.

@@ -4,8 +4,8 @@ One command that does what is missing of four things, and can be stopped at any 
 
 1. folders of data in ``runs/spanish`` (see :func:`write_folders`);
 2. TyDiQA's English questions translated to Spanish with projected answers (``results/translation/apertium.json``);
-3. translate-test: the reader in the box on XQuAD's Spanish with gold English beside, with Apertium's, and alone
-   (``results/translation/translate-test.json``);
+3. translate-test: the reader in the box on XQuAD's Spanish with gold English beside, with Apertium's, and alone; both
+   English sides also with their answer projected and mixed in (``results/translation/translate-test.json``);
 4. with ``--train``, readers trained for the same steps on Apertium's pairs, on people's, and on English alone
    (``results/translation/<folder>/``).
 
@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +33,13 @@ from xsta_lib.data.protocols import TYDIQA_TRAIN, TestSet, load_protocol
 from xsta_lib.data.squad import write_squad
 from xsta_lib.encoders.packed import BOX, load_packed
 from xsta_lib.experiments.experiment import Experiment, experiment
+from xsta_lib.experiments.projected import evaluate_readings
 from xsta_lib.experiments.results import results_folder, score_frame, scores_path, write_scores
 from xsta_lib.experiments.run import result_path, run_experiment, runs_folder
 from xsta_lib.experiments.significance import average_interval, paired_bootstrap
-from xsta_lib.prediction.evaluation import evaluate_model, provenance
+from xsta_lib.prediction.evaluation import Evaluation, evaluate_model, provenance
+from xsta_lib.prediction.predictor import Predictor
+from xsta_lib.training.machine import has_bf16
 from xsta_lib.training.ranks import device
 from xsta_lib.translation.corpus import translate_test, translate_training
 from xsta_lib.translation.engines import open_engine
@@ -141,6 +144,20 @@ def spanish_tests(place: Path) -> dict[str, TestSet]:
     return {"gold": gold, "apertium": apertium, "none": replace(gold, source=None, source_name="none")}
 
 
+def answer_tests(tests: Mapping[str, TestSet]) -> dict[str, Evaluation]:
+    """The reader in the box on each test set, as the paper has it, and with the English answer mixed in."""
+    model, tokenizer = load_packed(BOX)
+    model.to(device())
+    found = {
+        name: evaluate_model(model, tokenizer, test, "gold" if test.source else "none") for name, test in tests.items()
+    }
+    predictor = Predictor(model, tokenizer, autocast=has_bf16(model.device))
+    for name, test in tests.items():
+        if test.source:
+            found[f"{name} mixture"] = evaluate_readings(predictor, test)["mixture"]
+    return found
+
+
 def measure_translate_test(place: Path, results: Path) -> None:
     """Apertium's English of the test questions, and what the reader in the box makes of it."""
     path, folder = results / "translate-test.json", place / "translate-test"
@@ -148,15 +165,11 @@ def measure_translate_test(place: Path, results: Path) -> None:
         return
     if not (folder / file_name(TRANSLATE_TEST, LANGUAGE)).exists():
         print(*translate_test(folder, [LANGUAGE], open_engine(ENGINE)))
-    model, tokenizer = load_packed(BOX)
-    model.to(device())
-    found = {
-        name: evaluate_model(model, tokenizer, test, "none" if name == "none" else "gold")
-        for name, test in spanish_tests(place).items()
-    }
+    found = answer_tests(spanish_tests(place))
     scores = score_frame(found)
     frames = dict(iter(scores.groupby("dataset")))
     pairs = (("gold", "apertium"), ("apertium", "none"), ("gold", "none"))
+    pairs += (("apertium mixture", "none"), ("apertium mixture", "apertium"), ("gold mixture", "apertium mixture"))
     record = {
         "reader": BOX.name,
         "metrics": {name: evaluation.metrics[LANGUAGE] for name, evaluation in found.items()},

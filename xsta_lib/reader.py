@@ -86,7 +86,7 @@ class Reader:
         """
         if isinstance(question, str) and isinstance(context, str):
             beside = None if source is None else [source]
-            return self.answer([question], [context], [language], beside, n_best, translate)[0]
+            return self.answer([question], [context], [language], beside, n_best, translate, project)[0]
         if isinstance(question, str) or isinstance(context, str):
             raise ValueError(
                 "question and context are one text and several; give two texts, or two lists of one length"

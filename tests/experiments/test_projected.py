@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,7 +10,9 @@ from project import write_corpus
 from tiny import write_tiny_e5
 
 from xsta_lib.data.protocols import load_protocol
-from xsta_lib.experiments.projected import measure_projected, projected_table
+from xsta_lib.experiments.projected import measure_projected, projected_difference, projected_runs, projected_table
+from xsta_lib.experiments.results import write_scores
+from xsta_lib.experiments.significance import seeds_and_articles
 from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
 from xsta_lib.prediction.metrics import score
@@ -41,3 +44,32 @@ def test_scores_of_all_readings_are_kept(tmp_path, monkeypatch):
     table = projected_table(folder)
     targets = [v["f1"] for k, v in record["metrics"]["mixture"].items() if k != "en"]
     assert table.loc["tiny", "mixture"] == pytest.approx(sum(targets) / len(targets))
+
+
+def test_readers_are_compared_over_the_seeds_and_articles_they_share(tmp_path, monkeypatch):
+    monkeypatch.setenv("XSTA_HOME", str(tmp_path))
+    folder, rng, frames = tmp_path / "results" / "mine" / "projected", np.random.default_rng(0), {}
+    ids = [f"q{i}" for i in range(12)]
+    articles = {key: f"article {i // 3}" for i, key in enumerate(ids)}
+    folder.mkdir(parents=True)
+    for name in ("plain_seed1", "plain_seed2", "pairs_seed1", "pairs_seed2", "pairs_seed3", "boxed"):
+        rows = [
+            (r, g, q, rng.uniform(0, 100), 0.0) for r in ("mixture", "calibrated") for g in ("en", "de") for q in ids
+        ]
+        frames[name] = pd.DataFrame(rows, columns=["dataset", "language", "id", "f1", "em"])
+        write_scores(folder / f"{name}.scores.parquet", frames[name])
+        (folder / f"{name}.json").write_text('{"dataset": "toy"}', "utf-8")
+    table = pd.DataFrame([("toy", *pair) for pair in articles.items()], columns=["dataset", "id", "article"])
+    table.to_csv(folder.parent / "articles.csv", index=False)
+    runs = projected_runs("mine")
+    assert {name: list(files) for name, files in runs.items()} == {"boxed": [0], "pairs": [1, 2, 3], "plain": [1, 2]}
+    found = projected_difference((runs["pairs"], "mixture"), (runs["plain"], "calibrated"))
+    sides = [
+        [frames[f"{name}_seed{seed}"].query(f"dataset == '{reading}' and language == 'de'") for seed in (1, 2)]
+        for name, reading in (("pairs", "mixture"), ("plain", "calibrated"))
+    ]
+    assert found == pytest.approx(seeds_and_articles(*sides, articles), abs=1e-4)
+    assert found.value == pytest.approx(pd.concat(sides[0])["f1"].mean() - pd.concat(sides[1])["f1"].mean(), abs=1e-4)
+    with pytest.raises(ValueError, match="no seed in common"):
+        projected_difference((runs["boxed"], "mixture"), (runs["plain"], "mixture"))
+    assert projected_runs("another") == {}

@@ -103,4 +103,6 @@ def test_a_reader_projects_on_request(predictor, tmp_path):
     assert list(mixed.readings) == ["mixture", "source", "calibrated"] and mixed.text == mixed.readings["mixture"].text
     assert GERMAN[mixed.start : mixed.end] == mixed.text
     assert alone.text == reader.answer(given[0][1], GERMAN, "de").text
+    single = reader.answer(given[0][0], GERMAN, "de", source[0], project=True)
+    assert single.text == mixed.text and list(single.readings) == list(mixed.readings)
     assert list(reader.answer(*given, project=True)[0].readings) == []  # nothing to project from

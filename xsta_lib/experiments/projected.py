@@ -5,7 +5,9 @@ every question under each reading (the column ``dataset`` names the reading).
 """
 
 import json
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -13,18 +15,21 @@ import pandas as pd
 from ..data.files import read_json, write_text_atomically
 from ..data.protocols import TestSet, load_protocol
 from ..prediction.evaluation import Evaluation, provenance, score_answers
-from ..prediction.predictor import Predictions, Predictor
+from ..prediction.predictor import Predictor
 from ..translation.answering import ProjectingPredictor
 from .experiment import place_of
-from .results import results_folder, score_frame, scores_path, write_scores
+from .results import load_articles, load_scores, results_folder, score_frame, scores_path, write_scores
+from .significance import Difference, seeds_and_articles
 
 
-def score_readings(test: TestSet, found: Predictions) -> dict[str, Evaluation]:
-    """Each reading's answers, scored."""
-    texts = {
-        reading: {language: {key: one.text for key, one in part.items()} for language, part in by_language.items()}
-        for reading, by_language in found.items()
-    }
+def evaluate_readings(predictor: Predictor, test: TestSet, progress: bool = True) -> dict[str, Evaluation]:
+    """A reader on a test set with sources, under each reading of the projecting predictor."""
+    projecting, texts = ProjectingPredictor(predictor), {}
+    for questions, beside in test.by_source():
+        found = projecting.predict(questions, beside or (), progress)
+        for reading, by_language in found.items():
+            for language, part in by_language.items():
+                texts.setdefault(reading, {})[language] = {key: one.text for key, one in part.items()}
     return {reading: score_answers(test, answers) for reading, answers in texts.items()}
 
 
@@ -45,8 +50,7 @@ def measure_projected(predictor: Predictor, name: str, protocol: str = "parallel
     test, began = load_protocol(protocol).tests[0], time.perf_counter()
     if not test.source:
         raise ValueError(f"{protocol}: its test set {test.name!r} has no source version to project from")
-    found = ProjectingPredictor(predictor).predict(test.questions, test.source, progress)
-    evaluations = score_readings(test, found)
+    evaluations = evaluate_readings(predictor, test, progress)
     about = {"reader": name, "dataset": test.name, "seconds": time.perf_counter() - began, "provenance": provenance()}
     return write_answers(results_folder() / place_of(protocol) / "projected" / f"{name}.json", evaluations, about)
 
@@ -61,3 +65,34 @@ def projected_table(protocol: str = "parallel") -> pd.DataFrame:
             for reading, by in metrics.items()
         }
     return pd.DataFrame(rows).T
+
+
+def projected_runs(protocol: str = "parallel") -> dict[str, dict[int, Path]]:
+    """Score files of the measured readers by name and seed; a name that ends in no seed is a reader with seed 0."""
+    runs: dict[str, dict[int, Path]] = {}
+    for path in sorted((results_folder() / place_of(protocol) / "projected").glob("*.json")):
+        name, seed = re.fullmatch(r"(.+?)(?:_seed(\d+))?", path.stem).groups()
+        runs.setdefault(name, {})[int(seed or 0)] = scores_path(path)
+    return runs
+
+
+def projected_difference(
+    first: tuple[Mapping[int, Path], str], second: tuple[Mapping[int, Path], str], without: tuple[str, ...] = ("en",)
+) -> Difference:
+    """First minus second, F1 over the target languages, with the interval of resampled seeds and articles.
+
+    Args:
+        first, second: the score files of a reader by seed (:func:`projected_runs`), and a reading. Seeds that only one
+            of them has are left out.
+        without: languages left out.
+
+    Raises:
+        ValueError: they have no seed in common, or did not answer the same questions.
+    """
+    seeds = sorted(set(first[0]) & set(second[0]))
+    if not seeds:
+        raise ValueError("the two readers have no seed in common")
+    path = first[0][seeds[0]]  # results/<protocol>/projected/<name>.scores.parquet; the record beside it names the data
+    dataset = read_json(path.with_name(path.name.replace(".scores.parquet", ".json")))["dataset"]
+    sides = [[load_scores(files[seed], reading) for seed in seeds] for files, reading in (first, second)]
+    return seeds_and_articles(*sides, load_articles(path.parent.parent, dataset), without)
