@@ -279,7 +279,7 @@ def _measure_projected(model: str | None) -> None:
     reader = Reader(model)
     folder = Path(model or reader.name).absolute()
     path = measure_projected(reader.predictor, (folder.parent if folder.name == "model" else folder).name)
-    print(score_table({"xquad": read_json(path)["metrics"]}))
+    print(score_table({"xquad": read_json(path)["metrics"]}, rows_are="answer read from"))
     print(path)
 
 

@@ -1,5 +1,7 @@
 """The box says what is seen, and loudly where it is a fallback."""
 
+import html
+
 import pytest
 
 from xsta_lib.experiments.results import load_all_results
@@ -19,5 +21,8 @@ def test_a_result_of_another_protocol_than_wanted_is_loud(protocol):
     plain, loud = model_box(result).data, model_box(result, "paper-xquad").data
     assert "FALLBACK" not in plain and plain == model_box(result, protocol).data
     assert "FALLBACK" in loud and VERMILION in loud and "xsta train --protocol paper-xquad" in loud
+    assert f"shown here is {protocol}, not paper-xquad" in loud
+    named = model_box(result, "paper-xquad", "xsta grid --name layers").data
+    assert "for that: 'xsta grid --name layers'" in html.unescape(named) and "xsta train" not in named
     assert (WORTH["demo"] in plain) == (protocol == "demo")
     assert f"seed {result['seed']}" in plain and result["method"] in plain

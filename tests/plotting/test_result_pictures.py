@@ -13,6 +13,7 @@ from xsta_lib.plotting.results import (
     difference_points,
     language_bars,
     length_boxes,
+    mixture_points,
     position_scatter,
     source_target_bars,
 )
@@ -108,3 +109,14 @@ def test_a_difference_stands_on_its_interval_and_is_filled_where_that_leaves_out
         assert marker.get_xydata().tolist() == [[one.value, place]]
         assert ends.get_segments()[0][:, 0].tolist() == pytest.approx([one.low, one.high])
         assert marker.get_markerfacecolor() == ("white" if one.low <= 0 <= one.high else "#0072B2")
+
+
+def test_each_reading_is_a_point_of_its_language():
+    f1 = pd.DataFrame({"own": [50.0, 40], "projected": [45.0, 55], "mixture": [60.0, 58]}, ["zh", "de"])
+    axes = mixture_points(f1, 68.0, "a title").axes[0]
+    drawn = {line.get_label(): line for line in axes.lines}
+    assert {name: list(drawn[name].get_xdata()) for name in f1} == {name: list(f1[name]) for name in f1}
+    assert list(drawn["source itself"].get_xdata()) == [68, 68]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["zh", "de"] and axes.yaxis_inverted()
+    (ends,) = axes.collections
+    assert [list(segment[:, 0]) for segment in ends.get_segments()] == [[45, 60], [40, 58]]

@@ -18,14 +18,15 @@ WORTH = {
 ONE_RUN = "one training run: another seed may move a score by as much as two systems differ"
 
 
-def model_box(result: Mapping | None = None, wanted: str = "") -> Any:
+def model_box(result: Mapping | None = None, wanted: str = "", command: str = "") -> Any:
     """A box for a notebook that says which model it shows, how it was trained, and what its numbers are worth.
 
     Args:
         result: a result as :func:`~xsta_lib.experiments.results.load_results` gives it; ``None`` is the reader in the
             box.
-        wanted: the protocol that the notebook would rather show. Where the result is of another one, the box says in
-            red that this is a fallback, and which command measures what is missing.
+        wanted: the protocol that the notebook would rather show. Where the result is of another one, the box says so
+            in red, with the command that would give what is wanted.
+        command: that command; by default the one that trains the result's method under ``wanted``.
     """
     from IPython.display import HTML  # notebooks have it; drawing pictures does not need it
 
@@ -38,9 +39,8 @@ def model_box(result: Mapping | None = None, wanted: str = "") -> Any:
     lines = {"Model": name, "Trained": trained, "Worth": WORTH.get(protocol, ONE_RUN)}
     fallback = bool(wanted) and wanted != protocol
     if fallback:
-        command = f"xsta train --protocol {wanted} --method {config['method']}"
-        said = f"{wanted} was not measured here; '{command}' begins it. What follows is {protocol}."
-        lines = {"FALLBACK": said} | lines
+        command = command or f"xsta train --protocol {wanted} --method {config['method']}"
+        lines = {"FALLBACK": f"shown here is {protocol}, not {wanted}; for that: '{command}'"} | lines
     text = "<br>".join(f"<b>{title}</b> {html.escape(line)}" for title, line in lines.items())
     colour = VERMILION if fallback else BLUE
     return HTML(f'<div style="border-left:6px solid {colour};padding:0.4em 0.8em;margin:0.6em 0">{text}</div>')

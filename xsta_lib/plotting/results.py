@@ -138,6 +138,26 @@ def difference_points(found: Mapping[str, Difference], title: str) -> Figure:
     return figure
 
 
+def mixture_points(f1: pd.DataFrame, source_f1: float, title: str) -> Figure:
+    """F1 by language of several readings: a point each, a line from the least to the greatest; all points are drawn.
+
+    Args:
+        f1: languages (rows, the first on top) by readings (columns).
+        source_f1: of the source language itself, a dashed line.
+        title: says of what.
+    """
+    figure, (axes,) = panels(6.5, 1.2 + 0.27 * len(f1))
+    axes.hlines(range(len(f1)), f1.min(axis=1), f1.max(axis=1), color="0.85", linewidth=3, zorder=0)
+    axes.axvline(source_f1, color="0.4", linewidth=1, linestyle="--", label="source itself", zorder=0)
+    for name, colour, marker in zip(f1, (GREY, SKY, BLUE), "osD", strict=True):
+        axes.plot(f1[name], range(len(f1)), marker, color=colour, markersize=6, label=name)
+    axes.set_yticks(range(len(f1)), f1.index)
+    axes.set(xlabel="F1 (%)", ylim=(len(f1) - 0.5, -0.5))
+    axes.set_title(title, fontsize="medium")
+    legend(axes, **BESIDE)
+    return figure
+
+
 def reading_bars(
     metrics: Mapping[str, Mapping[str, Mapping[str, float]]], title: str, source_language: str = "en"
 ) -> Figure:

@@ -58,6 +58,8 @@ class ProjectingPredictor:
     ) -> Predictions:
         """Predictions under three readings: ``mixture``, ``source`` (its best span, projected) and ``calibrated``.
 
+        A score of ``source`` is the share that it brings into the mixture.
+
         Args:
             targets: questions by language. Those of the source language, and those without a source version, are
                 answered as the reader does, under every reading.
