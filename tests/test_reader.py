@@ -460,7 +460,9 @@ def test_a_file_of_questions_is_answered_in_order_and_goes_on_after_a_stop(ours,
     output.write_bytes(raw[: raw.index(b"\n", 900) + 40])  # the last line is torn
     asked = []
     answer = Reader.answer
-    monkeypatch.setattr(Reader, "answer", lambda self, *given: asked.extend(given[0]) or answer(self, *given))
+    monkeypatch.setattr(
+        Reader, "answer", lambda self, *given, **more: asked.extend(given[0]) or answer(self, *given, **more)
+    )
     with pytest.warns(UserWarning, match="its last line was not whole; it is answered again"):
         status, again = batch(tmp_path, ours)
     assert status == 0 and 0 < len(asked) < 9

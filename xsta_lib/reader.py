@@ -17,7 +17,7 @@ from .encoders.packed import BOX, PACKED, load_packed
 from .model.modeling import XStaForQuestionAnswering
 from .prediction.answers import ReaderAnswer
 from .prediction.plain import PlainReader
-from .prediction.predictor import READINGS, Prediction, Predictor, Span, is_blank
+from .prediction.predictor import READINGS, Prediction, Predictions, Predictor, Span, is_blank
 from .training.machine import has_bf16
 from .training.ranks import device as default_device
 
@@ -102,21 +102,26 @@ class Reader:
         sources += made.values()
         self._say_what_is_left_out(targets, sources, tongues, project)
         self.predictor.alternatives = n_best
-        grouped: dict[str, list[Question]] = {}
-        for target, (tongue, _) in zip(targets, tongues, strict=True):
-            if not _why_blank(target):
-                grouped.setdefault(tongue, []).append(target)
-        if project and sources:
-            found = self._projecting.predict(grouped, sources)
-        else:
-            readings = READINGS if sources and self.reads_pairs else READINGS[:1]
-            found = self.predictor.predict(grouped, sources or None, readings=readings)
+        found = self._read(targets, tongues, sources, project)
         answers = (
             self._answer(target, *tongue, {name: by.get(tongue[0], {}).get(target.id) for name, by in found.items()})
             for target, tongue in zip(targets, tongues, strict=True)
         )
         shown = ((q.question, q.context) if (q := made.get(target.id)) else None for target in targets)
         return [replace(answer, source=source) for answer, source in zip(answers, shown, strict=True)]
+
+    def _read(
+        self, targets: list[Question], tongues: list[tuple[str, bool]], sources: list[Question], project: bool
+    ) -> Predictions:
+        """Predictions by reading, language and id, that of the answer first; blank texts have none."""
+        grouped: dict[str, list[Question]] = {}
+        for target, (tongue, _) in zip(targets, tongues, strict=True):
+            if not _why_blank(target):
+                grouped.setdefault(tongue, []).append(target)
+        if project and sources:
+            return self._projecting.predict(grouped, sources)
+        readings = READINGS if sources and self.reads_pairs else READINGS[:1]
+        return self.predictor.predict(grouped, sources or None, readings=readings)
 
     @cached_property
     def _projecting(self) -> "ProjectingPredictor":  # noqa: F821  (its encoder is loaded by those who use it)
