@@ -18,7 +18,7 @@ export MALLOC_TRIM_THRESHOLD_ = 68719476736
 
 # The trained reader answers, another one is trained for some steps, the notebooks run; all goes to runs/.
 demo: .venv/.ready
-	@echo "About 10 minutes on 2 cores, up to 6 GiB of memory, 2 GB of disk in runs/; tracked files stay as they are."
+	@echo "10 to 12 minutes on 2 cores, up to 6 GiB of memory, 2 GB of disk in runs/; tracked files stay as they are."
 	$(BIN)/xsta demo
 	@for notebook in $(NOTEBOOKS); do \
 	  echo "running $$notebook"; mkdir -p runs/notebooks; \
