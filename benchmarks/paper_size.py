@@ -8,7 +8,6 @@ of the time the GPU computes, and in which kernels.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections import Counter
@@ -17,11 +16,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from throughput import PLAIN_LENGTH, RESULTS, load, machine_name, matmul_rate, training_flops
+from throughput import PLAIN_LENGTH, RESULTS, load, machine_name, matmul_rate, training_flops, write_record
 from transformers import BertConfig
 
 from xsta_lib.data.batches import Part, row_sides, rows_of
-from xsta_lib.data.files import write_text_atomically
 from xsta_lib.encoders.backbones import load_tokenizer
 from xsta_lib.experiments.experiment import experiment
 from xsta_lib.experiments.run import training_parts
@@ -156,11 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    record = run(args)
-    path = args.results / f"paper-size-{machine_name(args.device)}.json"
-    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in record.items() if isinstance(value, (int, float))}, indent=1))
-    print(path.name)
+    write_record(run(args), args.results / f"paper-size-{machine_name(args.device)}.json")
 
 
 if __name__ == "__main__":

@@ -246,6 +246,13 @@ def machine_name(device: str) -> str:
     return f"cpu-{platform.machine()}" if device == "cpu" else torch.cuda.get_device_name().replace(" ", "-")
 
 
+def write_record(record: dict, path: Path) -> None:
+    """Write a benchmark's measurements, and print those that are single numbers."""
+    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in record.items() if isinstance(value, (int, float))}, indent=1))
+    print(path.name)
+
+
 def load(protocol: str) -> ProtocolData:
     """The protocol's data; the embedded corpus where ``parallel``'s files are not there."""
     try:
@@ -289,10 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     record = run(args)
-    path = args.results / f"throughput-{machine_name(args.device)}.json"
-    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in record.items() if isinstance(value, (int, float))}, indent=1))
-    print(path.name)
+    write_record(record, args.results / f"throughput-{machine_name(args.device)}.json")
 
 
 if __name__ == "__main__":

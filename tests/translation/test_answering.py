@@ -84,6 +84,8 @@ def test_the_answer_is_the_best_span_of_the_mixture(predictor, projector):
         assert best.score == pytest.approx(max(mixture.values()), rel=1e-3)
         assert best.text == target.context[best.start : best.end] and len(best.alternatives) == 2
         assert mixture[best.start, best.end] == pytest.approx(best.score, rel=1e-3)
+        nones = own[language][target.id].none_score, english[source.id].none_score
+        assert best.none_score == pytest.approx(sum(nones) / 2, rel=1e-3)
     assert not np.isclose(found["mixture"]["es"]["b"].score, own["es"]["b"].score)
 
 

@@ -81,7 +81,10 @@ class ProjectingPredictor:
             for target, projected in zip(both, self._project(both, texts, answers), strict=True):
                 mixture = mix(own[language][target.id].overlapping, projected)
                 alone = mix((), projected[:1])
-                found["mixture"][language][target.id] = self._best(target, own[language][target.id], mixture)
+                best = self._best(target, own[language][target.id], mixture)
+                nones = [side.none_score for side in (own[language][target.id], answers[target.id])]
+                none = None if None in nones else sum(nones) / 2  # "no answer here" is mixed as the spans are
+                found["mixture"][language][target.id] = best._replace(none_score=none)
                 found["source"][language][target.id] = self._best(target, own[language][target.id], alone)
         return found | {"calibrated": own}
 
