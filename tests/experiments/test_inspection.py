@@ -19,6 +19,7 @@ from xsta_lib.experiments.inspection import (
     attention_maps,
     find_cases,
     inspect_models,
+    inspected_label,
     read_cases,
     read_inspection,
 )
@@ -124,14 +125,13 @@ def test_a_model_of_other_questions_is_not_passed_off(inspected):
         train_experiment(exp, data, progress=False)
 
 
-def test_the_reader_in_the_box_is_inspected_as_the_run_that_it_is(inspected, monkeypatch):
+def test_the_reader_in_the_box_stands_in_for_a_run_of_its_protocol(inspected, monkeypatch):
     boxed, data = boxed_experiment(), load_folder(inspected[0] / "corpus", "demo")
     test = replace(data.tests[0], questions={n: data.tests[0].questions[n][:2] for n in ("en", "hi")})
     monkeypatch.setitem(LOADERS, boxed.protocol, lambda: replace(data, tests=[test]))
     monkeypatch.setattr(inspection, "inspect_sentences", lambda exp, test: {"places": []})  # t-SNE needs more texts
     files = inspect_models(boxed.protocol)
     assert [path.name for path in files] == ["figure5.json", "figure6.json"]
-    assert {path.parent.name for path in files} == {"inspection-freeze_embeddings-True"}
-    record = read_inspection(6, boxed.protocol, setting="freeze_embeddings=True")
-    assert record["models"] == [boxed.fingerprint] and read_inspection(6, boxed.protocol) is None
+    record = read_inspection(6, boxed.protocol)
+    assert record["models"] == [boxed.fingerprint] and inspected_label(record) == "parallel, freeze_embeddings=True"
     assert (inspected[0] / "runs" / boxed.protocol / BOX.name / "predictions" / "demo.gold.json").is_file()

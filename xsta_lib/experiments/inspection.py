@@ -140,18 +140,21 @@ ATTENTION_QUESTIONS = 40  # questions behind Figure 4's mean entropies
 WITHOUT_TOKENS = ("alignment_token",)
 
 
-def inspection_path(figure: int, protocol: str, folder: Path | None = None, setting: str = "") -> Path:
-    """Where a figure's numbers lie, by default those of the protocol's own setting (see ``setting_of``)."""
-    name = "-".join(filter(None, ("inspection", setting.replace(", ", "-").replace("=", "-").replace("/", "-"))))
+def inspection_path(figure: int, protocol: str, folder: Path | None = None, backbone: str | None = None) -> Path:
+    """Where a figure's numbers lie, by default those of the protocol's own backbone."""
+    name = "-".join(filter(None, ("inspection", backbone_tag(protocol, backbone))))
     return (folder or results_folder()) / place_of(protocol) / name / f"figure{figure}.json"
 
 
-def read_inspection(
-    figure: int, protocol: str, folder: Path | None = None, backbone: str | None = None, setting: str = ""
-) -> dict | None:
-    """A figure's numbers, or ``None`` where nobody measured them; of a backbone, or of any other setting."""
-    path = inspection_path(figure, protocol, folder, setting or backbone_tag(protocol, backbone))
+def read_inspection(figure: int, protocol: str, folder: Path | None = None, backbone: str | None = None) -> dict | None:
+    """A figure's numbers, or ``None`` where nobody measured them."""
+    path = inspection_path(figure, protocol, folder, backbone)
     return read_json(path) if path.exists() else None
+
+
+def inspected_label(record: Mapping) -> str:
+    """The protocol for headings, with the setting of the inspected model where it is not the protocol's own."""
+    return ", ".join(filter(None, (record["protocol"], record.get("setting"))))
 
 
 def _is_here(exp: Experiment) -> bool:
@@ -255,27 +258,26 @@ def read_cases(record: Mapping) -> list[Case]:
 def inspect_models(protocol: str, folder: Path | None = None, backbone: str | None = None) -> list[Path]:
     """Write what Figures 4 to 6 need, as far as this machine has the models; returns the files written.
 
-    Figure 4 needs X-STA trained with and without token alignment, the others X-STA alone. Where no backbone is asked
-    for, the reader in the box is inspected too, under its own protocol and as the setting that it was trained with.
+    Figure 4 needs X-STA trained with and without token alignment, the others X-STA alone. The reader in the box stands
+    in for a run of its protocol that is not here; the files say with which setting it was trained.
     """
-    changes = {"backbone": backbone} if backbone else {}
-    boxed = [] if backbone or boxed_experiment().protocol != protocol else [boxed_experiment()]
-    found = [exp for exp in (experiment(protocol, "x-sta", **changes), *boxed) if _is_here(exp)]
-    tests = load_protocol(protocol).tests if found else ()
+    full = experiment(protocol, "x-sta", **({"backbone": backbone} if backbone else {}))
+    boxed = boxed_experiment()
+    if not is_trained(full) and boxed.protocol == protocol and not backbone:
+        full = boxed
+    tests = load_protocol(protocol).tests if _is_here(full) else ()
     test = next((test for test in tests if test.source and test.name in TEXTS), None)
-    return [path for exp in found if test for path in _inspect(exp, test, folder)]
-
-
-def _inspect(full: Experiment, test: TestSet, folder: Path | None) -> list[Path]:
-    """Write what can be seen of one run."""
+    if not test:
+        return []
     without = replace(full, without=WITHOUT_TOKENS)
     records = {4: inspect_attention(full, without, test)} if _is_here(without) else {}
     records |= {5: inspect_sentences(full, test), 6: inspect_cases(full, test)}
     written = []
     for figure, record in records.items():
         models = [full.fingerprint, without.fingerprint] if figure == 4 else [full.fingerprint]
-        origin = {"protocol": full.protocol, "dataset": test.name, "models": models, "provenance": provenance()}
-        path = inspection_path(figure, full.protocol, folder, setting_of(full.to_dict()))
-        write_text_atomically(path, json.dumps(origin | record, ensure_ascii=False, indent=1) + "\n")
+        origin = {"protocol": protocol, "setting": setting_of(full.to_dict()), "dataset": test.name, "models": models}
+        path = inspection_path(figure, protocol, folder, backbone)
+        text = json.dumps(origin | {"provenance": provenance()} | record, ensure_ascii=False, indent=1)
+        write_text_atomically(path, text + "\n")
         written.append(path)
     return written

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from ..data.files import home
 from ..data.folders import language_name
 from ..data.squad import Question
-from ..experiments.experiment import GAMMAS, place_of, setting_of
-from ..experiments.inspection import attention_maps, read_cases, read_inspection
+from ..experiments.experiment import GAMMAS, backbone_tag, place_of, setting_of
+from ..experiments.inspection import attention_maps, inspected_label, read_cases, read_inspection
 from ..experiments.results import load_all_results, results_folder
 from ..experiments.significance import Difference
 from ..experiments.tables import (
@@ -255,26 +255,27 @@ def position_scatter(positions: pd.DataFrame, source_language: str = "en") -> Fi
     return figure
 
 
-def _inspection_figures(label: str, protocol: str, folder: Path, setting: str) -> dict[str, Figure]:
+def _inspection_figures(protocol: str, folder: Path, backbone: str) -> dict[str, Figure]:
     """Figures 4, 5 and 6 of what :func:`~xsta_lib.experiments.inspection.inspect_models` kept, by file name."""
-    found = {}
-    if record := read_inspection(4, protocol, folder, setting=setting):
+    found, records = {}, {figure: read_inspection(figure, protocol, folder, backbone) for figure in (4, 5, 6)}
+    label = {figure: inspected_label(record) for figure, record in records.items() if record}
+    if record := records[4]:
         entropies = record["mean_entropy_nats"]
         over = f"mean entropy over {record['questions']} questions"
         maps = {f"{name}\n{over}: {entropies[name]:.2f} nats": frame for name, frame in attention_maps(record).items()}
         found["figure4"] = attention_heatmaps(maps)
-        title = f"Attention of one question: {record['dataset']}, {record['language']} (protocol {label})"
+        title = f"Attention of one question: {record['dataset']}, {record['language']} (protocol {label[4]})"
         found["figure4"].suptitle(title, fontsize=11)
-    if record := read_inspection(5, protocol, folder, setting=setting):
+    if record := records[5]:
         places = pd.DataFrame(**record["places"])
         examples = sorted(places["example"].unique())[:8]
         found["figure5"] = tsne_scatter(places, pd.DataFrame(**record["silhouettes"]), examples)
-        found["figure5"].suptitle(f"Sentence representations: {record['dataset']} (protocol {label})", fontsize=11)
-    if (record := read_inspection(6, protocol, folder, setting=setting)) and record["cases"]:
+        found["figure5"].suptitle(f"Sentence representations: {record['dataset']} (protocol {label[5]})", fontsize=11)
+    if (record := records[6]) and record["cases"]:
         cases = read_cases(record)
         language = Counter(case.language for case in cases).most_common(1)[0][0]  # the first with both kinds, if any
         mine = [case for case in cases if case.language == language]
-        found["figure6"] = case_picture(mine, f"protocol {label}; {record['note']}")
+        found["figure6"] = case_picture(mine, f"protocol {label[6]}; {record['note']}")
     return found
 
 
@@ -322,7 +323,9 @@ def write_figures(protocol: str, folder: Path | None = None, figures: Path | Non
     for name, results in groups.items():
         label = protocol_label(results[0])
         drawn = _result_figures(results, label)
-        drawn |= _inspection_figures(label, protocol, folder, setting_of(results[0]["config"]))
+        config = results[0]["config"]
+        if setting_of(config) == backbone_tag(protocol, config["backbone"]):  # other settings are not inspected
+            drawn |= _inspection_figures(protocol, folder, config["backbone"])
         written += [save(figure, figures / f"{picture}-{name}.png") for picture, figure in drawn.items()]
         written += write_tables(results, protocol, folder)
     return written
