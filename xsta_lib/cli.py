@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .options import build_parser
 
-DEMO_BYTES, DEMO_STEPS = 1_000_000_000, 40  # one model of 470 MB
+DEMO_BYTES, DEMO_STEPS = 1_000_000_000, 30  # one model of 470 MB
 
 
 def _download(args: argparse.Namespace) -> None:
