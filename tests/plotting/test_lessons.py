@@ -16,6 +16,7 @@ from xsta_lib.plotting.lessons import (
     padding_share,
     selection_curve,
     step_curves,
+    teacher_view,
     tsne_scatter,
 )
 
@@ -114,3 +115,20 @@ def test_states_are_projected_on_the_line_between_the_first_means():
     panels = language_shift({"before": first, "after": second}).axes
     means = [[line.get_xdata()[0] for line in axes.lines] for axes in panels]
     assert means[0] == pytest.approx([0.8, 5.8]) and means[1] == pytest.approx([3.0, 4.0])
+    assert all(axes.get_xlabel().endswith("the two means of the first panel") for axes in panels)
+
+
+def test_tokens_are_named_where_they_are_heaviest_and_never_over_one_another():
+    tokens = [f"\u2581t{place}" for place in range(192)]  # a label is three tokens wide
+    tokens[99:101] = ["\u2581in", "\u2581\u00d3"]
+    weights = np.zeros(192)
+    weights[[20, 60, 99, 100, 102, 105, 150, 190]] = [0.1, 0.2, 0.1, 0.9, 0.3, 0.2, 0.1, 0.1]
+    found = SimpleNamespace(
+        source=np.array([[0.1, 0.2], [0.9, 0.8]]),
+        source_tokens=["\u2581a", "\u2581b"],
+        teacher_attention=np.stack([0 * weights, weights], axis=1),
+        target_tokens=tokens,
+    )
+    axes = teacher_view(found).axes[0]
+    named = dict(zip(axes.get_xticks().tolist(), (label.get_text() for label in axes.get_xticklabels()), strict=True))
+    assert named == {20: "t20", 60: "t60", 100: "in \u00d3", 105: "t105", 150: "t150", 190: "t190"}  # not 102's

@@ -175,12 +175,21 @@ def tsne_scatter(frame: pd.DataFrame, scores: pd.DataFrame, examples: Sequence[s
 
 
 def _name_tokens(axes: Axes, tokens: Sequence[str], weights: np.ndarray, count: int = 8) -> None:
-    """Name the tokens with the largest weights below an axes; neighbours share one label."""
+    """Name the tokens with the largest weights below an axes.
+
+    Neighbours share one label, below the heaviest of them. Of two labels that would overprint the lighter is left out.
+    """
     places = np.sort(np.argsort(weights)[-count:])
     runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
-    names = ["".join(tokens[run[0] : run[-1] + 1]).replace("\u2581", " ").replace("##", "").strip() for run in runs]
-    axes.set_xticks([run[0] for run in runs], names)
-    axes.tick_params(axis="x", labelrotation=40, labelsize=8)
+    wide = len(weights) / 64  # an upright label's width, in tokens
+    names: dict[int, str] = {}
+    for run in sorted(runs, key=lambda run: -weights[run].max()):
+        peak = int(run[weights[run].argmax()])
+        if all(abs(peak - other) >= wide for other in names):
+            text = "".join(tokens[run[0] : run[-1] + 1])
+            names[peak] = text.replace("\u2581", " ").replace("##", "").strip()
+    axes.set_xticks(sorted(names), [names[peak] for peak in sorted(names)])
+    axes.tick_params(axis="x", labelrotation=90, labelsize=8)
 
 
 def distribution_lines(found: Explanation, side: int = 0, around: int = 0) -> Figure:
@@ -195,15 +204,17 @@ def distribution_lines(found: Explanation, side: int = 0, around: int = 0) -> Fi
     for name in frame:
         colour, marker = looks[name]
         axes.plot(frame[name], color=colour, marker=marker, markersize=3, linewidth=1, label=name)
-    axes.set(ylabel=f"p of the {('start', 'end')[side]}", xlabel="the target's tokens, the likeliest named")
-    _name_tokens(axes, found.target_tokens, frame.max(axis=1).to_numpy())
+    axes.set_ylabel(f"p of the {('start', 'end')[side]}")
     if around:
         peak = int(frame["calibrated"].argmax())
         near = range(max(0, peak - around), min(len(frame), peak + around + 1))
-        axes.set(
-            xlim=(near[0] - 0.5, near[-1] + 0.5), xlabel=f"the target's tokens, {around} to either side of the peak"
-        )
         axes.set_xticks(near, [piece_text(found.target_tokens[place]) for place in near])
+        axes.set(xlim=(near[0] - 0.5, near[-1] + 0.5))
+        axes.set_xlabel(f"the target's tokens, {around} to either side of the peak")
+        axes.tick_params(axis="x", labelrotation=40, labelsize=8)
+    else:
+        _name_tokens(axes, found.target_tokens, frame.max(axis=1).to_numpy())
+        axes.set_xlabel("the target's tokens, the likeliest named")
     legend(axes)
     return figure
 
@@ -216,7 +227,7 @@ def teacher_view(found: Explanation, side: int = 0) -> Figure:
     weights = found.teacher_attention[:, column]
     axes.bar(range(len(weights)), weights, color=BLUE, width=1.0)
     _name_tokens(axes, found.target_tokens, weights)
-    axes.set(ylabel="attention", xlabel="the target's tokens, the eight with the most attention named")
+    axes.set(ylabel="attention", xlabel="the target's tokens, those with the most attention named")
     axes.set_title(f"teacher's attention to the source token {piece_text(found.source_tokens[column])!r}", fontsize=10)
     return figure
 
@@ -236,7 +247,7 @@ def language_shift(spaces: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         seaborn.histplot(places, ax=axes, **each)
         for language, values in places.items():
             axes.axvline(values.mean(), color=colours[language], linewidth=2)
-        axes.set(title=title, yticks=[], ylabel="", xlabel="along the line between the two means before")
+        axes.set(title=title, yticks=[], ylabel="", xlabel="along the line that joins the two means of the first panel")
         axes.get_legend().set(frame_on=False)
         axes.spines["left"].set_visible(False)
     return figure
