@@ -158,7 +158,7 @@ def test_numbers_are_refused_before_anything_is_read(place, option, value, monke
     assert status in (1, 2) and f"--{option}" in screen, screen
 
 
-@pytest.mark.parametrize("option", ["batch-size", "epochs", "learning-rate", "accumulation", "keep"])
+@pytest.mark.parametrize("option", ["batch-size", "epochs", "learning-rate", "accumulation", "keep", "steps"])
 def test_what_must_be_above_0_is_refused_with_its_range(place, option):
     status, screen = xsta("train", f"--{option}", "0")
     assert status == 1 and f"(--{option}) is 0" in screen and "it must be a" in screen, screen
@@ -222,6 +222,11 @@ def test_a_fault_of_our_own_is_said_to_be_one(monkeypatch):
         cli.main(["demo"])
 
 
+def test_white_space_around_a_language_is_not_of_it(place):
+    status, screen = xsta("check", "mine", "--source", " en ")
+    assert status == 0 and "1 questions" in screen, screen
+
+
 def test_help_and_version_come_at_once():
     def spent() -> float:  # of the processor: others may be busy with it
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -231,6 +236,24 @@ def test_help_and_version_come_at_once():
         before = spent()
         done = subprocess.run([sys.executable, "-m", "xsta_lib.cli", option], capture_output=True, text=True)
         assert done.returncode == 0 and said in done.stdout and spent() - before < 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("check demo >&-", 1, "xsta: standard output is closed; send it to a file or to /dev/null\n"),
+        ("check demo > /dev/full", 1, "No space left on device; make room there, or write somewhere else\n"),
+        ("check nowhere 2>&-", 1, ""),
+        ("answer 'Wo liegt Z\u00fcrich?' gold", 2, "is UTF-8, which this locale does not read; set PYTHONUTF8=1\n"),
+    ],
+)
+def test_an_output_that_is_closed_or_full_and_a_locale_without_letters_are_said(words, status, said):
+    shell = f"{sys.executable} -m xsta_lib.cli {words}".encode()
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "LC_ALL": "C", "PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, env=environment, capture_output=True, timeout=100)
+    screen = done.stderr.decode()
+    assert done.returncode == status and done.stdout == b"" and screen.endswith(said), screen
+    assert screen.count("\n") <= 1 or status == 2
 
 
 def test_a_narrow_console_and_a_closed_pipe_are_no_faults(place):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from transformers import (
     ElectraConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    ViTConfig,
     XLNetConfig,
 )
 
@@ -31,6 +34,7 @@ from xsta_lib.encoders.e5_file import BackboneError
 from xsta_lib.encoders.packed import pack
 from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
+from xsta_lib.prediction.lines import read_requests
 from xsta_lib.reader import Reader, detect
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,6 +159,10 @@ def test_a_long_context_is_read_in_windows_that_the_model_has_positions_for(tmp_
     assert context[answer.start : answer.end] == answer.text and len(answer.alternatives) == 5
     ends = sorted((span.start, span.end) for span in answer.alternatives)
     assert all(one[1] <= two[0] for one, two in zip(ends, ends[1:], strict=False))
+    positions = 20  # no multiple of what windows are padded to
+    BertForQuestionAnswering(BertConfig(**SIZES, max_position_embeddings=positions)).save_pretrained(folder)
+    answer = Reader(folder, "cpu", no_answer=False).answer(QUESTION, context, "en")
+    assert answer.text and context[answer.start : answer.end] == answer.text
 
 
 # --- X-STA's own readers ---
@@ -190,6 +198,18 @@ def test_one_in_one_out_lists_in_lists_out_in_order(ours):
         assert alone.score == pytest.approx(answer.score, rel=0.02) and answer.missing is None
         assert answer.alternatives[0][:4] == (answer.text, answer.score, answer.start, answer.end)
     assert reader.answer([], []) == []
+
+
+def test_a_language_is_known_by_its_tag_and_what_was_not_trained_is_said(ours, caplog):
+    reader = Reader(ours / "model", "cpu")
+    tags = [" de ", "DE", "de-AT", "de_CH", "en-US"]
+    with pytest.warns(UserWarning, match="1 questions in 'en' are read alone"):
+        found = reader.answer(["Wer?"] * 5, [GERMAN] * 5, tags, [("Who?", ENGLISH)] * 5)
+    assert [answer.language for answer in found] == ["de"] * 4 + ["en"] and not caplog.messages
+    assert len({answer.text for answer in found[:4]}) == 1
+    reader.answer("Wer?", GERMAN, "German")
+    (said,) = caplog.messages
+    assert said.startswith("not trained on the language 'german': read with the average of de; ")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +264,7 @@ def test_a_packed_folder_answers_as_the_whole_model_does(ours):
 
 def test_blank_texts_have_no_answer_and_say_so(ours):
     reader = Reader(ours / "model", "cpu")
-    contexts = ["", " \n\u200b", GERMAN, GERMAN]
+    contexts = ["", " \n\u200b\ufe0f\u3164", GERMAN, GERMAN]
     found = reader.answer(["Wer?", "Wer?", "\u00a0", "Wer?"], contexts, "de")
     assert [answer.text != "" for answer in found] == [False, False, False, True]
     assert [answer.reason for answer in found] == ["the context is blank"] * 2 + ["the question is blank", ""]
@@ -266,6 +286,11 @@ def test_blank_texts_have_no_answer_and_say_so(ours):
         ((["Who?"], [None]), "question 0: a question and its context must be two texts"),
         ((["a", "b\ud800"], [ENGLISH] * 2), r"question 1: character 1 is half a surrogate pair"),
         (("Who?", ENGLISH, "en", None, 0), "n_best is 0"),
+        (("Who?", ENGLISH, "en", None, 1.5), "n_best is 1.5; it must be a whole number"),
+        (("Who?", ENGLISH, "en", None, "3"), "n_best is '3'; it must be a whole number"),
+        (("Who?", GERMAN, "de", {"question": "Who?", "context": ENGLISH}), "source 0: .* must be two texts, as a"),
+        ((["Who?"], [GERMAN], "de", {"Who?": ENGLISH}), "source is a dict; give one, or a list"),
+        (({"Who?"}, [GERMAN]), "question is a set; give one, or a list"),
     ],
     ids=str,
 )
@@ -282,6 +307,8 @@ def test_what_is_cut_or_not_used_is_said(tmp_path, ours):
         reader.answer(["wie lang " * 60, "Wer?"], [GERMAN] * 2, "de")
     with pytest.warns(UserWarning, match="1 questions in 'en' are read alone"):
         reader.answer("Who?", ENGLISH, "en", ("Who?", ENGLISH))
+    with pytest.warns(UserWarning, match="1 questions are read alone: project needs their source, or translate"):
+        reader.answer("Wer?", GERMAN, "de", project=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reader.answer("Wer?", GERMAN, "de", ("Who?", ENGLISH))
@@ -337,6 +364,62 @@ def without_shard(folder):
     return r"model-00001-of-00001\.safetensors: model\.safetensors\.index\.json names this file"
 
 
+def shards_that_are_no_names(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"qa_outputs.bias": null}}')
+    return r"model\.safetensors\.index\.json: the list of weight files is damaged"
+
+
+def shards_in_a_list(folder):
+    shards_that_are_no_names(folder)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    return r"model\.safetensors\.index\.json: the list of weight files is damaged"
+
+
+def fewer_layers_in_its_configuration(folder):
+    BertConfig(**SIZES | {"num_hidden_layers": 1}, max_position_embeddings=64).save_pretrained(folder)
+    return r"encoder\.layer\.1\.\S+ and 15 more have no place in the BertForQuestionAnswering that config\.json"
+
+
+def an_adapter_beside(folder):
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return r"adapter_config\.json: an adapter is not read; merge it into its model first"
+
+
+def no_numbers(folder):
+    model = BertForQuestionAnswering.from_pretrained(folder)
+    with torch.no_grad():
+        model.qa_outputs.weight[1, 3] = torch.nan
+    model.save_pretrained(folder)
+    return r"the weight qa_outputs\.weight holds NaN or infinity; use another copy"
+
+
+def more_than_weights(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Path, protocol=2))
+    return r"\(its \.bin file is damaged, or holds more than weights and is not run\); it must be a question-answering"
+
+
+def another_task(folder):
+    (folder / "config.json").write_text(ViTConfig().to_json_string())
+    return r"Unrecognized configuration class.*; it must be a question-answering model that transformers \d.* knows"
+
+
+def three_outputs(folder):
+    BertForQuestionAnswering(BertConfig(**SIZES, max_position_embeddings=64, num_labels=3)).save_pretrained(folder)
+    return r"its span head has 3 outputs, not 2 \(start and end\); use a model that was trained to answer"
+
+
+def eight_positions(folder):
+    BertForQuestionAnswering(BertConfig(**SIZES, max_position_embeddings=8)).save_pretrained(folder)
+    return r"it reads at most 8 tokens at once, but windows have 16; choose an encoder of at least 16 positions"
+
+
+def a_tokenizer_of_no_length(folder):
+    word_tokenizer(limit=0).save_pretrained(folder)
+    return r"the model_max_length of its tokenizer is 0, but the encoder reads 64 tokens .*; set it to 64 in"
+
+
 def without_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
     return r"the folder has no tokenizer \(tokenizer\.json\); save it there"
@@ -355,9 +438,11 @@ def large_tokenizer(folder):
 
 
 FAULTS = (without_head, wider_head, cut, pointer, without_weights, without_shard, without_tokenizer, without_config)
+FAULTS += (shards_that_are_no_names, shards_in_a_list, fewer_layers_in_its_configuration, an_adapter_beside, no_numbers)
+FAULTS += (more_than_weights, another_task, three_outputs, eight_positions, a_tokenizer_of_no_length, large_tokenizer)
 
 
-@pytest.mark.parametrize("damage", [*FAULTS, large_tokenizer])
+@pytest.mark.parametrize("damage", FAULTS)
 def test_a_folder_that_is_not_whole_is_refused(tmp_path, damage):
     folder = save_model(tmp_path / "model")
     words = damage(folder)
@@ -467,17 +552,78 @@ def test_a_file_of_questions_is_answered_in_order_and_goes_on_after_a_stop(ours,
         status, again = batch(tmp_path, ours)
     assert status == 0 and 0 < len(asked) < 9
     assert [line["text"] for line in again] == [line["text"] for line in whole]
-    assert batch(tmp_path, ours)[0] == 0 and output.read_bytes().count(b"\n") == 10  # nothing is left to do
     capsys.readouterr()
+    assert batch(tmp_path, ours)[0] == 0 and output.read_bytes().count(b"\n") == 10  # nothing is left to do
+    assert "all 10 questions are answered already" in capsys.readouterr().err
     lines[1]["question"] = "Wer sonst?"
     assert batch(tmp_path, ours, lines=lines)[0] == 1
     assert "line 2: the answer to another question or of another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"context": ENGLISH}, {"language": "en"}, {"source_context": GERMAN}, {}])
+def test_answers_of_another_context_or_option_are_not_taken_for_these(ours, tmp_path, capsys, change):
+    source = {"source_question": "Who?", "source_context": ENGLISH}
+    lines = [{"question": "Wer?", "context": GERMAN, "language": "de"} | source]
+    (answer,) = batch(tmp_path, ours, lines=lines)[1]
+    status, kept = batch(tmp_path, ours, *([] if change else ["--n-best", "2"]), lines=[lines[0] | change])
+    assert status == 1 and kept == [answer]
+    assert "line 1: answered with another context, language, source or --n-best; name" in capsys.readouterr().err
+    del answer["digest"]  # an older version's
+    (tmp_path / "answers.jsonl").write_text(json.dumps(answer) + "\n", "utf-8")
+    with pytest.warns(UserWarning, match="1 answers of an older version are kept, though their context"):
+        assert batch(tmp_path, ours)[1] == [answer]
+
+
+@pytest.mark.parametrize("kept", ["notes", "{}", '{"model": "another', '{"id": 7, "model": ', "questions"])
+def test_a_file_that_is_not_of_answers_stays_as_it_is(tmp_path, capsys, kept):
+    questions, output = tmp_path / "questions.jsonl", tmp_path / "kept.txt"
+    questions.write_text(json.dumps({"question": "Wer?", "context": GERMAN}), "utf-8")
+    if kept == "questions":
+        output.symlink_to(questions)
+    else:
+        output.write_text(kept)
+    before = output.read_bytes()
+    command = ["answer", "--batch", str(questions), "--output", str(output), "--model", "/nowhere/at/all"]
+    assert main(command) == 1 and output.read_bytes() == before
+    fault = ": is the file of questions itself" if kept == "questions" else ", line 1: no answer of this command"
+    assert f"{output}{fault}" in capsys.readouterr().err
+
+
+def test_answers_go_to_pipes_and_what_cannot_be_written_is_named(ours, tmp_path, capsys):
+    questions, pipe = tmp_path / "questions.jsonl", tmp_path / "pipe"
+    questions.write_text(json.dumps({"question": "Wer?", "context": GERMAN}), "utf-8")
+    asked = ["answer", "--batch", str(questions), "--model", str(ours / "model"), "--output"]
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text, "utf-8")
+        assert main([*asked, str(pipe)]) == 0 and json.loads(read.result(100))["text"] in GERMAN
+    faults = (tmp_path, "Is a directory"), ("/dev/full", "No space left on device"), (questions / "a", "File exists")
+    for place, fault in faults:
+        capsys.readouterr()
+        assert main([*asked, str(place)]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"xsta: --output {place}: cannot be written ({fault}") and "somewhere else" in said
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ('{"question": "a", "context": "b"}\n{"question": "a",', "line 2: not JSON"),
+        ('{"question": "a", "context": "b"}\r{"question": "a",', "line 2: not JSON"),
+        ("[" * 100_000, "line 1: not JSON (maximum recursion depth"),
+        ('{"question": "a", "context": "b", "context": "c"}', "line 1: not JSON (the key 'context' stands twice)"),
+        ('[{"question": "a", "context": "b"}]', "line 1: lacks the text of question or context; the file is one JSON"),
+        ('{\n"data": []}', "line 1: not JSON (Expecting property name enclosed in double quotes: line 1 column 2"),
+        ('{"data": []}', "the file is one JSON document (a list, or SQuAD's form), not JSON lines"),
+        *(
+            (f'{{"question": "a", "context": "b", "id": {key}}}', "line 1: 'id' is neither a text nor a number")
+            for key in ("NaN", "1e999", '["\\ud800"]', "{}")
+        ),
+        ('{"question": "a", "context": "b", "language": " "}', "line 1: 'language' is blank"),
+        (
+            '{"question": "a", "context": "b", "source_question": "c", "source_context": "\u200b"}',
+            "line 1: 'source_context' is blank",
+        ),
         ('{"question": "a"}', "line 1: lacks the text of question or context"),
         ("[1]", "line 1: lacks the text"),
         ('{"question": "a", "context": "b", "language": 3}', "line 1: 'language' is no text"),
@@ -489,6 +635,13 @@ def test_a_wrong_line_is_named(tmp_path, capsys, text, words):
     (tmp_path / "questions.jsonl").write_text(text, "utf-8")
     assert main(["answer", "--batch", str(tmp_path / "questions.jsonl"), "--model", "/nowhere/at/all"]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_repeated_ids_are_said(tmp_path):
+    lines = [{"question": "a", "context": "b", "id": key} for key in ("x", 1, "1", "x", None, None)]
+    (tmp_path / "questions.jsonl").write_text("\r".join(map(json.dumps, lines)), "utf-8")
+    with pytest.warns(UserWarning, match=r'1 ids stand in several lines, first: "x" \(lines 1 and 4\); the answers'):
+        assert read_requests(tmp_path / "questions.jsonl") == lines
 
 
 @pytest.mark.parametrize(
@@ -508,3 +661,4 @@ def test_the_reader_in_the_box_answers_in_order_and_knows_the_language():
     assert [text[a.start : a.end] for a, text in zip(answers, texts, strict=True)] == list(golds)
     card = (ROOT / "xsta_lib" / "readers" / "x-sta-e5-small" / "README.md").read_text("utf-8")
     assert reader.name in card and "Licences" in card.title()
+    assert Reader(reader.name).answer(questions[0], texts[0]).text == golds[0]  # the name that answers bear

@@ -4,6 +4,7 @@ The library is imported by the command that needs it, so that ``--help`` answers
 """
 
 import argparse
+import errno
 import gc
 import io
 import json
@@ -195,7 +196,10 @@ def _answer(args: argparse.Namespace) -> None:
     if args.batch:
         output = Path(args.output) if args.output else None
         model += f" with {args.translate}" * bool(args.translate) + ", projected" * args.project
-        answer_lines(read_requests(args.batch), open_reader, model, output, args.language, **options)
+        requests = read_requests(args.batch)
+        if output and output.exists() and output.samefile(args.batch):
+            raise ValueError(f"--output {output}: is the file of questions itself; name another one for the answers")
+        answer_lines(requests, open_reader, model, output, args.language, **options)
         return
     context = read_text("/dev/stdin" if args.context == "-" else args.context)
     source = (args.source_question, read_text(args.source_context)) if args.source_context else None
@@ -310,8 +314,21 @@ def _complain(error: Exception, fault: str = "") -> int:
     """Say in a line what went wrong; 1, the exit status. ``XSTA_DEBUG`` in the environment shows where instead."""
     if os.environ.get("XSTA_DEBUG"):
         raise error
-    print(f"xsta: {fault}{str(error) or type(error).__name__}", file=sys.stderr)
+    remedy = "; make room there, or write somewhere else" if getattr(error, "errno", 0) == errno.ENOSPC else ""
+    print(f"xsta: {fault}{str(error) or type(error).__name__}{remedy}", file=sys.stderr)
     return 1
+
+
+def _flush(status: int) -> int:
+    """Write what is left to write, and the exit status: ``status``, or 1 where it was 0 and nothing can be written."""
+    try:
+        sys.stdout.flush()
+        return status
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again when it ends
+        if status or isinstance(error, BrokenPipeError):
+            return status or 1
+        return _complain(error, "standard output cannot be written: ")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -319,6 +336,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done; 1: it cannot be done, and a line says why; 2: options that cannot be read; 130: stopped with Ctrl-C.
     """
+    if sys.stderr is None:  # closed: what is said must not go where answers go
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+    if sys.stdout is None:
+        return _complain(OSError("standard output is closed; send it to a file or to /dev/null"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for a console that lacks an answer's letters
@@ -326,18 +347,16 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser(__doc__.splitlines()[0]).parse_args(arguments)
     try:
         COMMANDS[args.command](args)
-        sys.stdout.flush()
+        return _flush(0)
     except BrokenPipeError:  # whoever read the output, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _flush(1)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        return _complain(error)
+        return _flush(_complain(error))
     except KeyboardInterrupt:
-        return 130
+        return _flush(130)
     except Exception as error:
         fault = f"a fault of xsta's own; please report it with what XSTA_DEBUG=1 shows: {type(error).__name__}: "
-        return _complain(error, fault)
-    return 0
+        return _flush(_complain(error, fault))
 
 
 if __name__ == "__main__":

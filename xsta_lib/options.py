@@ -1,6 +1,7 @@
 """What the command ``xsta`` takes: its commands and their options, without importing the library."""
 
 import argparse
+from contextlib import suppress
 
 from . import __version__
 
@@ -11,9 +12,19 @@ def _text(value: str) -> str:
     """What an option takes as text: not blank, and readable as Unicode."""
     if not value.strip():
         raise argparse.ArgumentTypeError("is blank; give a value")
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+    halves = any("\ud800" <= character <= "\udfff" for character in value)
+    if halves:
+        with suppress(UnicodeError):
+            value.encode("utf-8", "surrogateescape").decode()
+            raise argparse.ArgumentTypeError(f"{value!r} is UTF-8, which this locale does not read; set PYTHONUTF8=1")
+    if halves or "\0" in value:
         raise argparse.ArgumentTypeError(f"{value!r} is no Unicode text; mend it, or rename the file")
     return value
+
+
+def _language(value: str) -> str:
+    """What an option takes as a language."""
+    return _text(value).strip()
 
 
 def _positive(value: str) -> int:
@@ -25,7 +36,7 @@ def _positive(value: str) -> int:
 
 def _add_source(command: argparse.ArgumentParser, **default: str) -> None:
     text = "the language that teaches, such as fr for train.fr.json; en by default, and in published data"
-    command.add_argument("--source", type=_text, dest="source_language", metavar="LANGUAGE", help=text, **default)
+    command.add_argument("--source", type=_language, dest="source_language", metavar="LANGUAGE", help=text, **default)
 
 
 def _add_train(commands: "argparse._SubParsersAction") -> None:
@@ -39,7 +50,7 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
         default="x-sta",
         help="zero-shot, calibrenet, trans-train, lakm(_mixmrc), aa-cl, pairs, x-mixup(_content), x-sta",
     )
-    train.add_argument("--without", type=_text, nargs="*", help=f"ablations of Table 4: {ABLATIONS}")
+    train.add_argument("--without", type=_text, nargs="+", help=f"ablations of Table 4: {ABLATIONS}")
     train.add_argument("--backbone", type=_text, help="e5-small-q4, mbert, xlm-r, a folder or an id on the hub")
     kinds = {"seed": int, "batch-size": int, "epochs": float, "dropout": float, "learning-rate": float}
     for name, kind in kinds.items():
@@ -65,7 +76,7 @@ def _add_answer(commands: "argparse._SubParsersAction") -> None:
     answer.add_argument("context", type=_text, nargs="?", help="a UTF-8 text file, or - for standard input")
     answer.add_argument("--model", type=_text, help="a folder or hub id; by default the reader in the box")
     answer.add_argument(
-        "--language", type=_text, help="of question and context, such as de; by default it is found out"
+        "--language", type=_language, help="of question and context, such as de; by default it is found out"
     )
     answer.add_argument("--source-question", type=_text, help="the question in the reader's source language (English)")
     answer.add_argument("--source-context", type=_text, help="a file with the context in that language")
@@ -96,9 +107,15 @@ def _add_translate(commands: "argparse._SubParsersAction") -> None:
     text = "translate a folder's training or test questions, answer spans included"
     translate = commands.add_parser("translate", help=text, description=f"{text[0].upper()}{text[1:]}.")
     translate.add_argument("folder", type=_text, help="of your own files, such as train.en.json")
-    translate.add_argument("--to", type=_text, nargs="*", default=[], help="languages, such as es sw; --test: en")
+    translate.add_argument("--to", type=_language, nargs="*", default=[], help="languages, such as es sw; --test: en")
     translate.add_argument(
-        "--from", type=_text, nargs="*", default=[], dest="languages", metavar="LANGUAGE", help="en; --test: such as es"
+        "--from",
+        type=_language,
+        nargs="*",
+        default=[],
+        dest="languages",
+        metavar="LANGUAGE",
+        help="en; --test: such as es",
     )
     kinds = "hf:MODEL, command:PROGRAM ARGUMENTS or llm:MODEL@URL; see docs/translation.md"
     translate.add_argument("--engine", type=_text, required=True, help=kinds)
@@ -116,7 +133,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
     download = commands.add_parser("download", help="fetch and check published data")
     download.add_argument("what", type=_text, help="xquad, mlqa, tydiqa, squad, xtreme, parallel or all")
-    download.add_argument("--languages", type=_text, nargs="*", default=[])
+    download.add_argument("--languages", type=_language, nargs="*", default=[])
 
     check = commands.add_parser("check", help="read a folder, a file or a protocol without training; say what is found")
     check.add_argument("what", type=_text, help="a folder of your own files, a SQuAD-format file, or a protocol")
@@ -137,7 +154,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="score predictions in the official {id: text} form")
     evaluate.add_argument("--predictions", type=_text, required=True)
     evaluate.add_argument("--gold", type=_text, required=True, help="a SQuAD-format file")
-    evaluate.add_argument("--language", type=_text, required=True)
+    evaluate.add_argument("--language", type=_language, required=True)
     evaluate.add_argument("--rule", choices=("mlqa", "squad"), default="squad")
     evaluate.add_argument("--strict", action="store_true", help="refuse where ids or answers are missing")
 
@@ -149,7 +166,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     llm.add_argument("--model", type=_text, required=True, help="as the server calls it")
     llm.add_argument("--protocol", type=_text, default="demo", help="demo, parallel, a paper-* protocol, or a folder")
     _add_source(llm, default="en")
-    llm.add_argument("--languages", type=_text, nargs="*", default=(), help="such as de hi; all by default")
+    llm.add_argument("--languages", type=_language, nargs="*", default=(), help="such as de hi; all by default")
     llm.add_argument("--questions", type=_positive, default=0, help="so many of each language; all by default")
 
     projection = commands.add_parser("projection", help="measure how well answer spans are found in translations")

@@ -1,13 +1,14 @@
 """The front door: a trained reader, its answers, and what led to them."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 
 from .baselines import aacl, calibrenet, lakm, mixup  # noqa: F401  (their models are known once imported)
-from .data.files import check_text
+from .data.files import check_text, is_blank
 from .data.folders import language_name
 from .data.squad import Question
 from .data.windows import WindowSpec
@@ -17,7 +18,7 @@ from .encoders.packed import BOX, PACKED, load_packed
 from .model.modeling import XStaForQuestionAnswering
 from .prediction.answers import ReaderAnswer
 from .prediction.plain import PlainReader
-from .prediction.predictor import READINGS, Prediction, Predictions, Predictor, Span, is_blank
+from .prediction.predictor import READINGS, Prediction, Predictions, Predictor, Span
 from .training.machine import has_bf16
 from .training.ranks import device as default_device
 
@@ -48,6 +49,7 @@ class Reader:
         self.no_answer = not ours if no_answer is None else no_answer
         self.reads_pairs = ours and loaded.config.reads_pairs
         self.source_language = loaded.config.source_language if self.reads_pairs else "en"
+        self._languages = (loaded.config.languages if ours else None) or ()
         spec = _spec(max_window(loaded.encoder if ours else loaded, tokenizer))
         bf16 = ours and has_bf16(loaded.device)
         self.predictor = Predictor(loaded if ours else PlainReader(loaded), tokenizer, spec=spec, autocast=bf16)
@@ -66,7 +68,8 @@ class Reader:
 
         Args:
             question, context: one of each, or as many of one as of the other; then the answers are a list, in order.
-            language: of question and context, such as ``"de"``; one for all or one each. ``None`` finds it out.
+            language: of question and context, such as ``"de"``; one for all or one each. ``None`` finds it out. Case
+                counts for nothing, and neither does a region that the reader was not trained on: ``"de-AT"`` is ``de``.
             source: the same question and context in the reader's source language (``source_language``: English for
                 the one in the box), or a list of such pairs (``None`` where there is none); ``None`` reads the target
                 alone.
@@ -78,29 +81,26 @@ class Reader:
                 also one that reads no pairs; its sources are in English.
 
         Raises:
-            ValueError: lists of different lengths, an empty language, half a surrogate pair in a text, ``n_best``
-                below 1, or ``translate`` for a reader that reads no pairs. EngineError: the engine fails.
+            ValueError: lists of different lengths, what has no order or is no text, an empty language, half a surrogate
+                pair in a text, an ``n_best`` that is no whole number from 1 on, or ``translate`` for a reader that
+                reads no pairs. EngineError: the engine fails.
 
         What is cut or not used is said in one warning a call: questions over the limit (64 tokens), a source that the
-        reader has no use for.
+        reader has no use for, ``project`` where there is no source.
         """
         if isinstance(question, str) and isinstance(context, str):
             beside = None if source is None else [source]
             return self.answer([question], [context], [language], beside, n_best, translate, project)[0]
-        if isinstance(question, str) or isinstance(context, str):
-            raise ValueError(
-                "question and context are one text and several; give two texts, or two lists of one length"
-            )
-        if len(question) != len(context):
-            raise ValueError(f"{len(question)} questions, but {len(context)} contexts; give each question its own")
-        if n_best < 1:
-            raise ValueError(f"n_best is {n_best}; it must be 1 or more")
+        _check_lists(question, context, language, source)
+        if not isinstance(n_best, Integral) or n_best < 1:
+            raise ValueError(f"n_best is {n_best!r}; it must be a whole number, 1 or more")
         targets = _questions(list(zip(question, context, strict=True)), "question")
         sources = self._sources(source, len(targets))
-        tongues = _languages(language, targets)
+        tongues = _languages(language, targets, self._languages)
         made = self._translate(translate, targets, tongues, sources, project) if translate else {}
         sources += made.values()
-        self._say_what_is_left_out(targets, sources, tongues, project)
+        lacking = 0 if translate or not project else len(targets) - len(sources)
+        self._say_what_is_left_out(targets, sources, tongues, project, lacking)
         self.predictor.alternatives = n_best
         found = self._read(targets, tongues, sources, project)
         answers = (
@@ -146,7 +146,7 @@ class Reader:
         if reason := _why_blank(target):
             raise ValueError(f"nothing to explain: {reason}")
         sources = self._sources(None if source is None else [source], 1)
-        tongues = _languages([language], [target])
+        tongues = _languages([language], [target], self._languages)
         self._say_what_is_left_out([target], sources, tongues)
         use = sources and self.reads_pairs and tongues[0][0] != self.source_language
         return explain(self.predictor, target, tongues[0][0], sources[0] if use else None)
@@ -219,8 +219,14 @@ class Reader:
         return made
 
     def _say_what_is_left_out(
-        self, targets: list[Question], sources: list[Question], tongues: list[tuple[str, bool]], project: bool = False
+        self,
+        targets: list[Question],
+        sources: list[Question],
+        tongues: list[tuple[str, bool]],
+        project: bool = False,
+        lacking: int = 0,
     ) -> None:
+        """One warning of all that is cut or not used; ``lacking`` questions have no source to project from."""
         limit, said = self.predictor.spec.max_question_length, []
         asked = [question for question in (*targets, *sources) if question.question.strip()]
         if asked:
@@ -234,13 +240,15 @@ class Reader:
             said.append(f"{self.name} reads no pairs: the source versions are not used")
         elif sources and (count := sum(tongue == own for tongue in beside)):
             said.append(f"{count} questions in {own!r} are read alone: for them the source is not used")
+        if lacking:
+            said.append(f"{lacking} questions are read alone: project needs their source, or translate")
         if said:
             warnings.warn("; ".join(said), stacklevel=3)
 
 
 def _load(name: str | Path | None) -> tuple:
     """The model and the tokenizer that ``Reader(name)`` means."""
-    if name is None:
+    if name is None or (name == BOX.name and not Path(name).exists()):  # as its answers call it
         if not (BOX / PACKED).is_file():
             raise BackboneError(f"{BOX}: the reader in the box is not there; install xsta again, or name a model")
         return load_packed(BOX)
@@ -257,14 +265,26 @@ def _spec(window: int) -> WindowSpec:
     return WindowSpec(window, min(usual.stride, window // 4), min(usual.max_question_length, window // 3))
 
 
+def _check_lists(question: object, context: object, language: object, source: object) -> None:
+    """Refuse several questions and contexts that are no lists of one length; of a dict, the keys would be read."""
+    if isinstance(question, str) or isinstance(context, str):
+        raise ValueError("question and context are one text and several; give two texts, or two lists of one length")
+    beside = {name: given for name, given in (("language", language), ("source", source)) if given is not None}
+    for name, given in ({"question": question, "context": context} | beside).items():
+        if isinstance(given, Mapping | Set) or not hasattr(given, "__len__"):
+            raise ValueError(f"{name} is a {type(given).__name__}; give one, or a list in order")
+    if len(question) != len(context):
+        raise ValueError(f"{len(question)} questions, but {len(context)} contexts; give each question its own")
+
+
 def _questions(pairs: Sequence[tuple[str, str] | None], what: str) -> list[Question]:
     """Questions that have their place in the list as id; ``None`` is left out."""
     found = []
     for number, pair in enumerate(pairs):
         if pair is None:
             continue
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise ValueError(f"{what} {number}: a question and its context must be two texts")
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise ValueError(f"{what} {number}: a question and its context must be two texts, as a tuple or a list")
         found.append(Question(str(number), *(check_text(text, f"{what} {number}") for text in pair), ()))
     return found
 
@@ -276,15 +296,26 @@ def _why_blank(question: Question) -> str:
     return "the context is blank" if is_blank(question.context) else ""
 
 
-def _languages(language: str | Sequence[str | None] | None, targets: Sequence[Question]) -> list[tuple[str, bool]]:
-    """Each question's language, and whether it was found out."""
+def _languages(
+    language: str | Sequence[str | None] | None, targets: Sequence[Question], known: Sequence[str]
+) -> list[tuple[str, bool]]:
+    """Each question's language, and whether it was found out; ``known`` are those that the reader was trained on."""
     given = [language] * len(targets) if language is None or isinstance(language, str) else list(language)
     if len(given) != len(targets):
         raise ValueError(f"{len(targets)} questions, but {len(given)} languages; give one for all or one each")
     for tongue in given:
         if tongue is not None and (not isinstance(tongue, str) or not tongue.strip()):
             raise ValueError(f"language is {tongue!r}; give a code such as 'de', or None to find it out")
-    return [(tongue, False) if tongue else (detect(q), True) for tongue, q in zip(given, targets, strict=True)]
+    chosen = zip(given, targets, strict=True)
+    return [(_code(tongue, known), False) if tongue else (detect(q), True) for tongue, q in chosen]
+
+
+def _code(tag: str, known: Sequence[str]) -> str:
+    """The language that a tag means: ``de`` for ``" DE "``, ``zh`` for ``zh_CN`` unless that itself is known."""
+    tag = tag.strip().lower().replace("_", "-")
+    codes = {code.lower().replace("_", "-"): code for code in known}
+    base = tag.partition("-")[0] or tag
+    return codes.get(tag) or codes.get(base, base)
 
 
 def detect(question: Question) -> str:

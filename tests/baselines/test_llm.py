@@ -32,7 +32,7 @@ Reply = Callable[[dict, "Handler"], None]
 def completion(text: str | None, finish: str = "stop", prompt: int = 7, answer: int = 3) -> dict:
     """A reply of the protocol."""
     message = {"role": "assistant", "content": text}
-    usage = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    usage = {"prompt_tokens": prompt, "completion_tokens": answer}
     head = {"id": "c1", "object": "chat.completion", "created": 0, "model": "tiny"}
     return head | {"choices": [{"index": 0, "message": message, "finish_reason": finish}], "usage": usage}
 
@@ -198,6 +198,9 @@ def test_faults_that_pass_cost_no_answer(serve, tmp_path: Path) -> None:
         ('{"choices": [', r"not one of the OpenAI protocol"),
         ({"answer": 42}, r"not one of the OpenAI protocol"),
         ({"choices": []}, r"not one of the OpenAI protocol"),
+        (completion("Paris", prompt="many"), r"not one of the OpenAI protocol"),
+        (completion("Paris", prompt=float("inf")), r"not one of the OpenAI protocol"),
+        (completion(["Paris"]), r"not one of the OpenAI protocol"),
     ],
     ids=str,
 )
@@ -283,6 +286,29 @@ def test_full_context_counts_and_is_asked_again_and_a_refusal_is_an_empty_answer
     assert kept_llm_answers(str(files), other) == {"tiny": {"de": {}}}
 
 
+def test_answers_of_another_endpoint_are_kept_and_said(files: Path, serve) -> None:
+    first, second = (serve(lambda asked, handler: handler.send(completion("Rome"))) for _ in range(2))
+    run_llm(str(files), first.url, "tiny", ["de"], progress=False)
+    with pytest.warns(UserWarning, match=f"16 of {first.url}; asked are 16; to ask anew, move the file away"):
+        _, result = run_llm(str(files), second.url + "/", "tiny", progress=False)
+    assert len(second.seen) == 16 and result["endpoint"] == ", ".join(sorted([first.url, second.url]))
+    kept = answers_path(str(files), "tiny")
+    kept.write_text(kept.read_text("utf-8").replace(f'"endpoint": "{first.url}", ', ""), "utf-8")  # as older ones are
+    with pytest.warns(UserWarning, match="16 of an endpoint that was not recorded; asked are 0"):
+        run_llm(str(files), second.url, "tiny", progress=False)
+
+
+def test_what_a_file_cannot_hold_is_replaced_and_counts_may_be_texts(serve, tmp_path: Path) -> None:
+    server = serve(lambda asked, handler: handler.send(completion("Par\ud800is \U0001f389", prompt="7")))
+    for _ in range(2):
+        found = ask_all(open_client(server.url), "tiny", questions(1), tmp_path / "a.jsonl", progress=False)
+    (line,) = found.values()
+    assert (line["answer"], line["prompt_tokens"]) == ("Par\ufffdis \U0001f389", 7) and len(server.seen) == 1
+    (tmp_path / "a.jsonl").write_text(json.dumps(line | {"prompt_tokens": "7"}) + "\n", "utf-8")
+    with pytest.raises(ValueError, match="line 1: no answer of this command; delete the line"):
+        read_answers(tmp_path / "a.jsonl")
+
+
 def test_torn_and_foreign_lines(tmp_path: Path, serve) -> None:
     path, server, asked = (
         tmp_path / "a.jsonl",
@@ -305,7 +331,12 @@ def test_torn_and_foreign_lines(tmp_path: Path, serve) -> None:
     [
         ({"endpoint": "localhost:8000"}, "looks like https"),
         ({"endpoint": "http://me:secret@localhost/v1"}, "holds a name, a key or a query"),
-        ({"endpoint": "http://localhost/v1?key=1"}, "holds a name, a key or a query"),
+        *(
+            ({"endpoint": f"http://localhost/v1{key}"}, "holds a name, a key or a query")
+            for key in ("?key=1", "#sk-1", ";key=1", "/sk-1", f"/x{SECRET}")
+        ),
+        ({"endpoint": "http://[::1/v1"}, "--endpoint is .* looks like https"),
+        ({"endpoint": "http://localhost:99999/v1"}, "--endpoint is .* looks like https"),
         ({"languages": ["de", "xx"]}, "--languages xx: protocol .* tests en, de"),
     ],
 )

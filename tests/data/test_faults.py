@@ -189,6 +189,23 @@ def test_no_way_to_count_is_made_up(read):
     assert (report.counting, report.repaired) == ("", 3)
 
 
+def test_blank_questions_are_left_out_everywhere_but_count_where_the_official_scripts_count_them(read, tmp_path):
+    file = document("The mill.", entry("1", ("mill", 4), question="\ufe0f\u00a0"), entry("2", ("mill", 4)))
+    for options in ({}, {"labelled": False}, {"spans": False}):
+        (kept,), report = read(file, **options)
+        assert kept.id == "2" and report.rejected == {"1": "blank question"}
+    assert [key for key, _ in read_golds(tmp_path / "file.json")[0]] == ["1", "2"]
+
+
+def test_a_key_that_stands_for_two_values_is_refused(tmp_path):
+    path, text = tmp_path / "twice.json", json.dumps(document("x", entry("1", ("x", 0))))
+    path.write_text(text.replace('"context": "x"', '"context": "x", "context": "x"'))
+    assert len(read_squad(path)[0]) == 1  # the same twice loses nothing
+    path.write_text(text.replace('"context": "x"', '"context": "y", "context": "x"'))
+    with pytest.raises(CorpusError, match="twice.json: .*the key 'context' stands for two values in one object"):
+        read_squad(path)
+
+
 # -- 3 and 6: ids ------------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +266,16 @@ def test_a_text_is_checked_where_it_comes_in():
         (b" \n\t\n", "the file is empty or blank"),
         (b"", "the file is empty or blank"),
         (b"\xef\xbb\xbf", "the file is empty or blank"),
+        ("الرياض عاصمة السعودية".encode("utf-16-le"), "not UTF-8 but UTF-16"),
+        ("αβγδεζ ηθικλ".encode("utf-16-be"), "not UTF-8 but UTF-16"),
+        (b"abc\0def is the answer", "control characters that no text has"),
+        (b"abc " + bytes(5000), "control characters that no text has"),
+        ("東京は日本の首都です".encode("shift_jis"), "not UTF-8, but some other encoding, or no text"),
+        ("Москва, столица".encode("cp1251"), "not UTF-8, but some other encoding, or no text"),
         (b"\x1f\x8b\x08", "compressed with gzip; unpack it"),
+        (b"\xfd7zXZ\0\0", "compressed with xz; unpack it"),
+        (b"%PDF-1.4\n%\xe2\xe3", "the file is a PDF"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "the file is a picture"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
     ],
 )
@@ -287,6 +313,8 @@ def test_broken_json_is_named_for_what_it_is(tmp_path, content, fault):
 def test_a_byte_order_mark_is_no_text_and_line_ends_stay(tmp_path):
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfMarta\r\n")
     assert read_text(tmp_path / "bom.txt") == "Marta\r\n"
+    (tmp_path / "bell.txt").write_text("The \x07 answer is \x1b[31mred\x1b[0m text.\f")
+    assert "\x1b[31mred" in read_text(tmp_path / "bell.txt")  # a few control characters do not make it another file
     with pytest.raises(TextError, match="absent.txt: no such file"):
         read_text(tmp_path / "absent.txt")
     with pytest.raises(TextError, match="cannot be read"):
@@ -369,12 +397,22 @@ def misspelt(folder: Path) -> None:
     (folder / "train.de.json").rename(folder / "train.ed.json")
 
 
+def blank(folder: Path) -> None:
+    change(folder / "train.de.json", lambda data: data[0]["paragraphs"][0]["qas"][0].update(question=" \u200b\n"))
+
+
+def impossible(folder: Path) -> None:  # as SQuAD 2.0 marks it; answers to it are only plausible
+    change(folder / "train.de.json", lambda data: data[0]["paragraphs"][0]["qas"][0].update(is_impossible=True))
+
+
 FAULTS = {
     without_answers: "train.de.json: 2 questions; 1 rejected: train-0 (no answer)",
     shifted: "test.en.json: 3 questions; 3 answer offsets repaired [all are +2 characters off] (test-0, test",
     renumbered: "no id is shared with the source language",
     misnamed: f"mine: not read: {', '.join(MISNAMED)}; names are <split>.<language>.json",
     misspelt: "mine: read, though no language has the code ed",
+    blank: "train.de.json: 2 questions; 1 rejected: train-0 (blank question)",
+    impossible: "train.de.json: 2 questions; 1 rejected: train-0 (no answer)",
 }
 
 

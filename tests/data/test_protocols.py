@@ -104,7 +104,7 @@ def test_a_missing_translation_and_an_unknown_protocol_are_found_at_once(root):
     with pytest.raises(ValueError, match="unknown protocol 'papr'.*demo.*parallel.*or a folder"):
         load_protocol("papr", root=root)
     (root / published("xtreme/SQuAD/translate-train")["vi"]).unlink()
-    with pytest.raises(CorpusError, match="protocol 'paper-xquad'.*en-vi.json: no such file; run 'xsta download'"):
+    with pytest.raises(CorpusError, match="protocol 'paper-xquad'.*en-vi.json: no such file;.* run 'xsta download'"):
         load_protocol("paper-xquad", root=root)
 
 
@@ -136,6 +136,10 @@ def test_a_folder_trains_and_tests(tmp_path):
     assert data.validation == TestSet(tmp_path.name, "squad", {"en": dev}, dev)
     assert list(data.tests[0].questions) == ["en", "sw"] and data.tests[0].source == test
     assert data.tests[0].rule == "squad"  # MLQA's rule does not know Swahili
+    with pytest.raises(ValueError, match="MLQA's rule knows en, .*, not 'sw'; use the rule 'squad'"):
+        load_folder(tmp_path, rule="mlqa")
+    with pytest.raises(ValueError, match="unknown rule 'foo'; the rules are mlqa, squad"):
+        load_folder(tmp_path, rule="foo")
 
 
 def test_files_without_parallel_ids_are_kept_and_counted(tmp_path):

@@ -88,7 +88,9 @@ def test_a_broken_file_is_refused_with_file_and_place(write, content, message):
 
 
 def test_a_missing_or_unreadable_file_says_what_to_do(tmp_path):
-    assert "run 'xsta download' or set XSTA_DATA" in refusal(tmp_path / "absent.json")
+    assert "no such file; check its name; if it is published, run 'xsta download'" in refusal(tmp_path / "absent.json")
+    (tmp_path / "link.json").symlink_to("absent.json")
+    assert "link.json: a link to a file that is not there; check" in refusal(tmp_path / "link.json")
     (tmp_path / "folder.json").mkdir()
     assert "cannot be read" in refusal(tmp_path / "folder.json")
 

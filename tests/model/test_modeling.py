@@ -1,6 +1,7 @@
 """The model as Hugging Face users meet it: plain equivalence, saving and loading, switches, refusals, checkpointing."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,12 @@ def test_impossible_values_are_refused_with_the_allowed_ones(values: dict[str, A
 
 
 # The sharing layer
+
+
+def test_a_backbone_with_too_few_layers_is_named(backbone: Path) -> None:
+    said = f"sharing_layer is 8, but {backbone} has the layers 1 to 2; choose an encoder that has it, or another layer"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        XStaForQuestionAnswering.from_backbone(str(backbone))
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])

@@ -111,6 +111,12 @@ def test_a_difference_stands_on_its_interval_and_is_filled_where_that_leaves_out
         assert marker.get_markerfacecolor() == ("white" if one.low <= 0 <= one.high else "#0072B2")
 
 
+def test_an_interval_without_width_is_drawn_though_rounding_puts_it_beside_its_value(frame, monkeypatch):
+    monkeypatch.setattr(results, "average_with_interval", lambda rows, dataset: (36.666664, 36.666666, 36.666666))
+    assert language_bars(frame, "toy").axes[0].containers
+    assert difference_points({"one": Difference(0.1 + 0.2, 0.3, 0.3, 1.0)}, "mine").axes[0].containers
+
+
 def test_each_reading_is_a_point_of_its_language():
     f1 = pd.DataFrame({"own": [50.0, 40], "projected": [45.0, 55], "mixture": [60.0, 58]}, ["zh", "de"])
     axes = mixture_points(f1, 68.0, "a title").axes[0]

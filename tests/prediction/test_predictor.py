@@ -43,6 +43,9 @@ def test_further_spans_do_not_overlap_and_a_row_without_a_pair_is_searched_whole
     allowed[2] = False
     starts, ends, scores = best_spans(p, allowed, n_best=5, max_tokens=7, count=3)
     assert scores[2].tolist() == [-1, -1, -1] and (scores[:2] > 0).all()
+    for n_best in (5, 40):  # so many spans as nobody could count
+        many = best_spans(p, allowed, n_best, max_tokens=7, count=10**9)[2]
+        assert many.shape == (3, n_best) and torch.equal(many[:, :3], best_spans(p, allowed, n_best, 7, 3)[2])
     expected = max((p[1, i, 0] * p[1, j, 1]).item() for i in range(40) for j in range(i, min(40, i + 7)))
     assert scores[1, 0].item() == pytest.approx(expected)
     for row in range(2):

@@ -20,7 +20,7 @@ from xsta_lib.data.windows import WindowSpec, build_windows, pair_windows
 from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
 from xsta_lib.training.checkpoints import CheckpointError, newest_checkpoint
-from xsta_lib.training.configuration import TrainingConfig
+from xsta_lib.training.configuration import TrainingConfig, learning_rate
 from xsta_lib.training.trainer import Trainer, TrainingError, make_optimizer
 
 STEPS = 12
@@ -257,11 +257,19 @@ def test_accumulation_gives_the_same_step_without_contrast(backbone):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"precision": "int4"}, "allowed"), ({"steps": -1}, "0 or more"), ({"warmup": 2.0}, "warmup")],
+    [
+        *(({"precision": "int4"}, "allowed"), ({"steps": -1}, "0 or more"), ({"warmup": 2.0}, "warmup")),
+        ({"learning_rate": 1e-320}, "1e-09 or more"),
+    ],
 )
 def test_bad_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**{"steps": 1, **change})
+
+
+def test_a_single_step_is_trained_at_the_full_rate():
+    assert learning_rate(TrainingConfig(steps=1, learning_rate=1e-4), 0) == 1e-4
+    assert [learning_rate(TrainingConfig(steps=2, learning_rate=1.0), step) for step in range(3)] == [0, 1, 0]
 
 
 def test_two_precisions_in_one_process(backbone):

@@ -141,6 +141,7 @@ FAULTS = {
         r"did not end within 2 seconds \(XSTA_TRANSLATE_TIMEOUT allows more\); it came to line 4 of 5: 'bad'"
     ),
     "[os.write(1, b'\\xff\\n' if x == 'bad' else b'x\\n') for x in lines]": "did not write UTF-8 for the line 'bad'",
+    "while True: os.write(1, b'y\\n' * 9999)": r"wrote more than 1,001,200 bytes; it must write one line for each",
 }
 
 
@@ -160,9 +161,10 @@ def test_programs_and_times_that_are_none(monkeypatch: pytest.MonkeyPatch) -> No
         open_engine("command:no-such-program -x")
     with pytest.raises(ValueError, match="No closing quotation; mend its quotes"):
         open_engine("command:cat 'x")
-    monkeypatch.setenv(TIMEOUT, "soon")
-    with pytest.raises(ValueError, match=f"'soon'.*{TIMEOUT}"):
-        open_engine("command:cat")
+    for value in ("soon", "inf", "nan", "-1", "0", "1e300"):
+        monkeypatch.setenv(TIMEOUT, value)
+        with pytest.raises(ValueError, match=f"{TIMEOUT} is '{value}'; it must be a number of seconds, above 0"):
+            open_engine("command:cat")
 
 
 def test_ctrl_c_ends_the_program_too(tmp_path: Path) -> None:
@@ -239,6 +241,8 @@ def test_a_language_model_translates(server: ThreadingHTTPServer) -> None:
         open_engine("llm:m")
     with pytest.raises(ValueError, match="the address is 'somewhere'"):
         open_engine("llm:m@somewhere")
+    with pytest.raises(ValueError, match="the address holds a name, a key or a query"):
+        open_engine("llm:m@http://me:secret@localhost/v1")
 
 
 @settings(deadline=None, max_examples=200)

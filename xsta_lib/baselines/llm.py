@@ -6,6 +6,8 @@ environment, ``OPENAI_API_KEY``, and goes nowhere but to the server.
 
 import hashlib
 import json
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -16,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.squad import Question
 from ..prediction.lines import cut_torn_line, whole_lines
-from ..prediction.server import TOGETHER, TOO_LONG, ask
+from ..prediction.server import COUNTS, TOGETHER, TOO_LONG, ask
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -28,6 +30,7 @@ Passage: {context}
 
 Question: {question}"""
 LONGEST = 100  # tokens of an answer
+UNKNOWN = "an endpoint that was not recorded"  # of answers that older versions kept
 
 
 def prompt_of(question: Question) -> str:
@@ -48,6 +51,7 @@ def read_answers(path: Path) -> dict[str, dict]:
         try:
             known = json.loads(line)
             found[known["key"]] = known | {name: known[name] for name in ("id", "model", "answer", "finish")}
+            sum(known.get(name, 0) for name in (*COUNTS, "seconds"))  # they are numbers
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: no answer of this command; delete the line") from error
     return found
@@ -63,7 +67,8 @@ def ask_all(
 ) -> dict[str, dict]:
     """The answers to some questions by key, each written to a file (JSON lines) as it comes and never asked for again.
 
-    Questions that did not fit the model, which costs nothing, are asked again.
+    Questions that did not fit the model, which costs nothing, are asked again. Answers that the model gave at another
+    address are kept, with a warning that names it.
 
     Args:
         client: see :func:`~xsta_lib.prediction.server.open_client`.
@@ -78,6 +83,11 @@ def ask_all(
     known = read_answers(path)
     cut_torn_line(path)
     waiting = [key for key in questions if known.get(key, {"finish": TOO_LONG})["finish"] == TOO_LONG]
+    address = str(client.base_url).rstrip("/")
+    places = Counter(known[key].get("endpoint", UNKNOWN) for key in questions.keys() - set(waiting))
+    if others := [f"{count} of {place}" for place, count in sorted(places.items()) if place != address]:
+        rest = f"asked are {len(waiting)}; to ask anew, move the file away"
+        warnings.warn(f"{path}: answers kept from another endpoint: {', '.join(others)}; {rest}", stacklevel=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, stop = Lock(), Event()
     shown = {"desc": "asking", "unit": "question", "disable": not progress}
@@ -91,7 +101,7 @@ def ask_all(
             """Ask one question and keep its answer, unless another one has failed."""
             if stop.is_set():
                 return
-            line = {"key": key, "id": questions[key].id, "model": model}
+            line = {"key": key, "id": questions[key].id, "model": model, "endpoint": address}
             try:
                 line |= ask(client, model, prompt_of(questions[key]), LONGEST)
             except BaseException:

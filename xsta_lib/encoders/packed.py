@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from .backbones import check_weights, e5_tokenizer, read_backbone
+from .backbones import check_weights, e5_tokenizer, first_line, not_finite, read_backbone
 from .e5_file import BLOCK_BYTES, BLOCK_WEIGHTS, Q4, BackboneError, E5File, read_tensor
 
 BOX = Path(__file__).parents[1] / "readers" / "x-sta-e5-small"  # the reader in the box
@@ -122,14 +122,21 @@ def load_packed(folder: str | Path, trainable: bool = False) -> tuple[PreTrained
         if not (folder / name).is_file():
             raise BackboneError(f"{folder}: the packed reader has no {name}; copy or install it again")
     check_weights(folder / WEIGHTS)
-    with no_init_weights():  # all weights are set below; random ones would take longer than reading these
-        model = AutoModelForQuestionAnswering.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    try:
+        with no_init_weights():  # all weights are set below; random ones would take longer than reading these
+            model = AutoModelForQuestionAnswering.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except Exception as error:  # whatever its values lead to
+        said = f"it describes no reader ({first_line(error)})"
+        raise BackboneError(f"{folder / 'config.json'}: {said}; copy or install the reader again") from error
     words, old = _words_name(model), model.get_input_embeddings()
     expected = {name: value for name, value in model.state_dict().items() if name != words}
     with safe_open(folder / WEIGHTS, "pt") as stored:
         weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (it is no dict)
     _compare(folder, expected, weights)
     weights = {name: value.to(expected[name].dtype) for name, value in weights.items()}
+    if bad := not_finite(weights):
+        said = f"the weight {bad} holds NaN or infinity"
+        raise BackboneError(f"{folder / WEIGHTS}: {said}; copy or install the reader again")
     shape = tuple(old.weight.shape)
     if trainable:
         weights[words] = read_tensor(file, WORDS, torch.Size(shape))
@@ -157,11 +164,14 @@ def _about(folder: Path) -> dict[str, str]:
     """What `packed.json` says. Raises BackboneError."""
     try:
         about = json.loads((folder / PACKED).read_text("utf-8"))
-        if about["format"] == 1 and {"backbone", "sha256"} <= about.keys():
-            return about
+        known = about["format"] == 1
+        if known and not all(isinstance(about[key], str) for key in ("backbone", "sha256")):
+            raise TypeError("a name and a checksum are texts")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackboneError(f"{folder / PACKED}: missing or damaged; copy or install the reader again") from error
-    raise BackboneError(f"{folder / PACKED}: a packed reader of another version of xsta; install that version")
+    if not known:
+        raise BackboneError(f"{folder / PACKED}: a packed reader of another version of xsta; install that version")
+    return about
 
 
 def _compare(folder: Path, expected: dict[str, Tensor], weights: dict[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 from ..baselines.aacl import AaclConfig, AaclForQuestionAnswering
 from ..baselines.calibrenet import CalibreNetConfig, CalibreNetForQuestionAnswering
@@ -198,10 +199,14 @@ def experiment(protocol: str, method: str, **changes) -> Experiment:
             (``seed=43``) and those that say how to run (``compile=True``, ``save_every=50``).
 
     Raises:
-        ValueError: ``protocol`` is neither a known name nor a folder; or see :class:`Experiment`.
+        ValueError: ``protocol`` is neither a known name nor a folder; steps and epochs both, or no steps; or see
+            :class:`Experiment`.
     """
     if protocol not in SETTINGS and not Path(protocol).is_dir():
         raise ValueError(f"unknown protocol {protocol!r}; the protocols are {', '.join(SETTINGS)}, or a folder")
+    check_numbers(SimpleNamespace(steps=changes.get("steps", 1)), {"steps": (int, 1, 1_000_000_000)})
+    if "steps" in changes and "epochs" in changes:
+        raise ValueError("steps (--steps) and epochs (--epochs) both say how long to train; give one of them")
     settings = {"save_every": 0 if protocol == "demo" else 100} | SETTINGS.get(protocol, FOLDER_SETTINGS)
     if "epochs" in changes and "steps" not in changes:
         settings = settings | {"steps": 0}  # the protocol's own steps would overrule them

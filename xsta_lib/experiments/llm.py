@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..baselines.llm import LONGEST, PROMPT, ask_all, key_of, read_answers
+from ..baselines.llm import LONGEST, PROMPT, UNKNOWN, ask_all, key_of, read_answers
 from ..data.protocols import TestSet, load_protocol
 from ..data.squad import Question, name_first
 from ..prediction.evaluation import Evaluation, provenance, score_answers
@@ -115,16 +115,14 @@ def run_llm(
             * float(np.mean([contains_gold(texts[language][q.id], q, language, part.rule) for q in found]))
             for language, found in part.questions.items()
         }
-    record = _record(exp, endpoint, model, sorted(languages), questions, answers)
+    record = _record(exp, model, sorted(languages), questions, answers)
     record |= {"data": data_key(data), "contains_gold": shares}
     path = _write(exp, record, evaluations, results)
     return path, read_result(path)
 
 
-def _record(
-    exp: Experiment, endpoint: str, model: str, languages: list[str], questions: int, answers: Mapping[str, dict]
-) -> dict:
-    """What was asked and what it took. Nothing is drawn, so the seed is only that of the runs it stands beside."""
+def _record(exp: Experiment, model: str, languages: list[str], questions: int, answers: Mapping[str, dict]) -> dict:
+    """What was asked, where, and what it took. Nothing is drawn: the seed is only that of the runs it stands beside."""
     config = {"protocol": exp.protocol, "method": "llm", "backbone": exp.backbone, "model": model}
     config |= {
         "questions": questions,
@@ -148,7 +146,7 @@ def _record(
         **own,
         "config": config,
         "fingerprint": hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16],
-        "endpoint": endpoint,
+        "endpoint": ", ".join(sorted({line.get("endpoint", UNKNOWN) for line in answers.values()})),
         "sequences": len(answers),
         "tokens": totals["prompt_tokens"] + totals["completion_tokens"],
         **totals,

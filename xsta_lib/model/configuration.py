@@ -146,7 +146,11 @@ class XStaConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} to {high}")
         layers = getattr(self.encoder, "num_hidden_layers", None)
         if self.sharing != "none" and not 1 <= self.sharing_layer <= (layers or math.inf):
-            raise ValueError(f"sharing_layer is {self.sharing_layer}; allowed: 1 to {layers or 'the last layer'}")
+            name, top = getattr(self.encoder, "name_or_path", "") or "the encoder", layers or "its last layer"
+            raise ValueError(
+                f"sharing_layer is {self.sharing_layer}, but {name} has the layers 1 to {top}; choose an encoder that "
+                'has it, or another layer in Python: switches=[("sharing_layer", ...)] of xsta_lib.experiment'
+            )
         self._check_combinations()
         rest = [language for language in self.languages or [] if language != self.source_language]
         self.languages = [self.source_language, *dict.fromkeys(rest)]

@@ -92,7 +92,8 @@ class RepresentationNorm(nn.Module):
         if language not in self._warned:
             self._warned.add(language)
             names = ", ".join(self.languages[row] for row in chosen)
-            logger.warning("no statistics for %r: using the average of %s", language, names)
+            said = "not trained on the language %r: read with the average of %s; a language is a code such as 'de'"
+            logger.warning(said, language, names)
         mean, variance = self.averages(chosen)
         return mean.mean(0), variance.mean(0)
 

@@ -70,6 +70,11 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or MODELS[models.index(name) % len(MODELS)] for name in names}
 
 
+def _arms(value: float, low: float, high: float) -> list[list[float]]:
+    """How far an interval reaches on either side; of one without width, rounding may leave the value beside it."""
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
 def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     """F1 by language, one bar a system (means over seeds), and the average with its 95 % interval.
 
@@ -86,7 +91,7 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     grouped_bars(axes, shown, "language", "f1", "system", colours)
     for bars, (value, low, high) in zip(list(axes.containers), averages.values(), strict=True):
         place = bars[-1].get_x() + bars[-1].get_width() / 2
-        axes.errorbar(place, value, [[value - low], [high - value]], color="black", capsize=1.5, linewidth=0.8)
+        axes.errorbar(place, value, _arms(value, low, high), color="black", capsize=1.5, linewidth=0.8)
     axes.axvline(languages - 0.5, color="0.8", linewidth=1)
     seeds = part.groupby("system", sort=False)["seed"].nunique()
     several = [name for name in colours if seeds[name] > 1]
@@ -129,7 +134,7 @@ def difference_points(found: Mapping[str, Difference], title: str) -> Figure:
     figure, (axes,) = panels(7, 0.9 + 0.3 * max(1, len(found)))
     for place, one in enumerate(found.values()):
         face = "white" if one.low <= 0 <= one.high else BLUE
-        ends = [[one.value - one.low], [one.high - one.value]]
+        ends = _arms(one.value, one.low, one.high)
         axes.errorbar(one.value, place, xerr=ends, fmt="o", color=BLUE, markerfacecolor=face, capsize=2, linewidth=1)
     axes.axvline(0, color="0.6", linewidth=1, zorder=0)
     axes.set_yticks(range(len(found)), list(found))

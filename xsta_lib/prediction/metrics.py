@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.files import check_text, read_json, write_text_atomically
+from ..data.protocols import RULES
 from ..data.squad import Report, name_first
-
-RULES = ("mlqa", "squad")
 
 # MLQA's articles; in Arabic the article is written onto its word, and every alef+lam goes, even inside a word.
 _ARTICLES = {
@@ -134,8 +133,9 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found: dict[str, object] = {}
         for key, text in pairs:
-            if found.setdefault(key, text) != text:
+            if key in found and found[key] != text:
                 raise ValueError(f"the id {key!r} stands for two texts")
+            found[key] = text
         return found
 
     try:

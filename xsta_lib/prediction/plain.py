@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..encoders.e5_file import BackboneError
 from ..model.modeling import XStaOutput
 from ..model.teaching import masked_softmax
 
@@ -23,7 +24,7 @@ class PlainReader(nn.Module):
         model: on its device.
 
     Raises:
-        ValueError: the model needs more than text, such as a page's layout, or has no start and end logits.
+        BackboneError: the model needs more than text, such as a page's layout, or its head is not one of start and end.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -31,9 +32,15 @@ class PlainReader(nn.Module):
         self.model, self.config = model, SimpleNamespace(source_language=None, reads_pairs=False)
         accepted = inspect.signature(model.forward).parameters
         if unread := {"bbox", "pixel_values", "visual_feats"} & set(accepted):
-            raise ValueError(
+            raise BackboneError(
                 f"{model.name_or_path}: {type(model).__name__} reads {', '.join(sorted(unread))} beside the text, "
                 "which this reader does not have; use a model that reads text alone"
+            )
+        outputs = getattr(getattr(model, "qa_outputs", None), "out_features", 2)
+        if outputs != 2:
+            raise BackboneError(
+                f"{model.name_or_path}: its span head has {outputs} outputs, not 2 (start and end); use a model that "
+                "was trained to answer questions"
             )
         self.accepted = [name for name in TEXT_INPUTS if name in accepted]
 
@@ -52,6 +59,6 @@ class PlainReader(nn.Module):
         output = self.model(**{name: inputs[name] for name in self.accepted if name in inputs})
         logits = output.start_logits, output.end_logits
         if logits[0].shape != inputs["input_ids"].shape:
-            raise ValueError(f"{type(self.model).__name__}: its logits are not one a token; use another model")
+            raise ValueError(f"{self.model.name_or_path}: its logits are not one a token; use another model")
         p = masked_softmax(torch.stack(logits, -1).float(), inputs["attention_mask"])
         return XStaOutput(start_logits=logits[0], end_logits=logits[1], target=p, calibrated=p)

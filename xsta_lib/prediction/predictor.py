@@ -1,6 +1,5 @@
 """Logits to answer texts: the predictor behind evaluation, the command line and the notebooks."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.batches import collate_windows
+from ..data.files import is_blank
 from ..data.squad import Question
 from ..data.windows import Windows, WindowSpec, build_windows, pair_windows
 from ..model.modeling import Encoded, XStaForQuestionAnswering, XStaOutput
@@ -98,10 +98,11 @@ def best_spans(
         count: how many spans.
 
     Returns:
-        ``(start, end, score)``, (B, count) each; the score is ``p_start * p_end``, -1 where there is no further span.
+        ``(start, end, score)``, (B, count) each, or fewer where there are fewer starts; the score is
+        ``p_start * p_end``, -1 where there is no further span.
     """
     starts, ends, scores, n = pair_scores(p, allowed, n_best, max_tokens)
-    found = []
+    found, count = [], min(count, n)  # n starts have no more spans that lie apart
     for _ in range(count):
         score, index = scores.flatten(1).max(1)
         start = starts[:, :, 0].gather(1, (index // n)[:, None])
@@ -115,11 +116,6 @@ def best_spans(
     if n < p.shape[1] and lost.any():
         start[lost], end[lost], score[lost] = best_spans(p[lost], allowed[lost], p.shape[1], max_tokens, count)
     return start, end, score
-
-
-def is_blank(text: str) -> bool:
-    """Whether a text has nothing to see: white space, control and zero-width characters only."""
-    return all(unicodedata.category(character)[0] in "ZC" for character in text)
 
 
 def context_mask(windows: Windows, indices: Sequence[int], length: int) -> Tensor:
@@ -312,7 +308,8 @@ class Predictor:
 
     def inputs(self, windows: Windows, indices: Sequence[int]) -> dict[str, Tensor]:
         """The model's arguments for some windows, on its device."""
-        batch = collate_windows(windows, indices, self.tokenizer.pad_token_id or 0, self.multiple)
+        pad_id, longest = self.tokenizer.pad_token_id or 0, self.spec.max_length  # the encoder may have no more places
+        batch = collate_windows(windows, indices, pad_id, self.multiple, longest)
         if self.cls_type:
             batch["token_type_ids"][batch["input_ids"] == self.tokenizer.cls_token_id] = self.cls_type
         names = ("input_ids", "attention_mask", "token_type_ids")

@@ -16,8 +16,10 @@ TOGETHER = 4  # requests under way
 RETRIES = 6  # after the first try; the pauses grow to 8 seconds, or are as long as the server asks for
 PATIENCE = 120.0  # seconds until a request is given up and sent again
 TOO_LONG = "too long"  # how a question ended that does not fit the model
+COUNTS = ("prompt_tokens", "completion_tokens")
 KEY = "OPENAI_API_KEY"
 GO_ON = "the answers so far are kept: run the same command again to go on"
+_SECRET = re.compile(r"/(sk-|(gsk_|hf_|xai-|AIza)\w{8})")  # how keys begin, as a part of an address's path
 _NO_ROOM = re.compile(r"context.{0,20}(length|window|size)|too (long|many tokens)|exceed.{0,40}(context|token)", re.I)
 
 
@@ -31,23 +33,29 @@ def open_client(endpoint: str, retries: int = RETRIES, patience: float = PATIENC
     Raises:
         ValueError: the endpoint is no plain web address, or the package is missing.
     """
-    address = urlsplit(endpoint)
-    if address.scheme not in ("http", "https") or not address.hostname:
+    secret = os.environ.get(KEY) or "none"
+    try:
+        address = urlsplit(endpoint)
+        plain = address.scheme in ("http", "https") and address.hostname and address.port != 0
+    except ValueError:  # half a bracket, or a port beyond all
+        plain = False
+    if not plain or not endpoint.isprintable() or " " in endpoint:
         raise ValueError(f"--endpoint is {endpoint!r}; it looks like https://api.openai.com/v1")
-    if address.username or address.password or address.query:
+    told = _SECRET.search(endpoint) or len(secret) >= 8 and secret in endpoint
+    if told or "@" in address.netloc or any(mark in endpoint for mark in "?#;"):
         raise ValueError(f"--endpoint holds a name, a key or a query; results quote it, so set {KEY} instead")
     try:
         from openai import OpenAI
     except ImportError:
         raise ValueError("the package openai is not installed; pip install 'xsta[llm]'") from None
-    secret = os.environ.get(KEY) or "none"
     return OpenAI(base_url=endpoint, api_key=secret, max_retries=retries, timeout=patience)
 
 
 def ask(client: "OpenAI", model: str, prompt: str, longest: int) -> dict[str, object]:
     """One answer: ``answer`` (empty where the model refuses), ``finish`` (why it ended), tokens and seconds.
 
-    Of more than ``longest`` tokens the answer is cut, and ``finish`` is ``"length"``.
+    Of more than ``longest`` tokens the answer is cut, and ``finish`` is ``"length"``. Half a surrogate pair, which no
+    file can hold, becomes U+FFFD.
 
     Raises:
         AskingError: the server refuses, fails or stalls, after all retries, or does not speak the protocol.
@@ -59,16 +67,15 @@ def ask(client: "OpenAI", model: str, prompt: str, longest: int) -> dict[str, ob
         reply = client.chat.completions.create(model=model, messages=message, temperature=0, max_tokens=longest)
         choice, usage = reply.choices[0], reply.usage
         text, finish = choice.message.content or "", choice.finish_reason
-        counts = {name: getattr(usage, name) or 0 for name in ("prompt_tokens", "completion_tokens")} if usage else {}
-        if not isinstance(text, str):
-            raise TypeError
+        counts = {name: int(getattr(usage, name) or 0) for name in COUNTS} if usage else {}
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     except APIStatusError as error:
         if error.status_code not in (400, 413, 422) or not _NO_ROOM.search(str(error)):
             raise AskingError(_why(error, client, model)) from None
         text, finish, counts = "", TOO_LONG, {}
     except OpenAIError as error:
         raise AskingError(_why(error, client, model)) from None
-    except (ValueError, TypeError, AttributeError, LookupError):
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError):  # of numbers, texts and lists
         remedy = "check --endpoint, which mostly ends in /v1"
         raise AskingError(
             f"{client.base_url}: its reply is not one of the OpenAI protocol; {remedy}; {GO_ON}"

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-ABOVE_0 = math.nextafter(0, 1)
+ABOVE_0, LEAST = math.nextafter(0, 1), 1e-9  # what is less than that moves no weight
 RANGES = {  # of TrainingConfig's numbers: kind, smallest, largest
     **dict.fromkeys(("batch_size", "accumulation", "keep"), (int, 1, 1_000_000)),
     "log_every": (int, 1, 1_000_000_000),
     **dict.fromkeys(("steps", "evaluate_every", "save_every"), (int, 0, 1_000_000_000)),
     "seed": (int, 0, 2**32 - 1),
-    "learning_rate": (float, ABOVE_0, 1),
+    "learning_rate": (float, LEAST, 1),
     "warmup": (float, 0, 1),
     "weight_decay": (float, 0, 1),
-    "max_grad_norm": (float, ABOVE_0, 1_000_000),
+    "max_grad_norm": (float, LEAST, 1_000_000),
 }
 
 
@@ -82,7 +82,10 @@ class TrainingConfig:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The rate of a step, counted from 0: a linear rise over the warm-up's steps, then a linear fall to 0."""
-    rising = math.ceil(config.warmup * config.steps)
+    """The rate of a step, counted from 0: a linear rise over the warm-up's steps, then a linear fall to 0.
+
+    The first step's rate is 0; a single step has no warm-up, or it would train nothing.
+    """
+    rising = math.ceil(config.warmup * config.steps) if config.steps > 1 else 0
     share = step / rising if step < rising else max(0.0, (config.steps - step) / max(1, config.steps - rising))
     return config.learning_rate * share

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.batches import collate_windows
+from ..data.files import is_blank
 from ..data.squad import Answer, Question
 from ..data.windows import Windows, WindowSpec, answer_tokens, build_windows
 from ..encoders.backbones import E5_NAME, load_backbone
-from ..prediction.predictor import is_blank, like_lengths
+from ..prediction.predictor import like_lengths
 from ..training.machine import has_bf16
 from ..training.ranks import device as default_device
 

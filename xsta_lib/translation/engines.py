@@ -2,11 +2,13 @@
 
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,9 @@ NAMES = "hf:MODEL (a folder or hub id), command:PROGRAM ARGUMENTS or llm:MODEL@U
 BEAMS = 4
 TOKENS = 4096  # of a batch, padding included
 PATIENCE, TIMEOUT = 600.0, "XSTA_TRANSLATE_TIMEOUT"  # seconds that a program has for CommandEngine.chunk lines
+LONGEST_PATIENCE = 1_000_000  # seconds
+MOST_BYTES, MOST_TIMES = 1_000_000, 100  # a program's output: so many bytes, and so many for each that it reads
+SAID = 4096  # bytes at the end of what a program complains of
 ANSWER_TOKENS = 1024  # of a language model, for one sentence
 NEAR = 5  # langcodes' distance between tags that stand for one language: nob for no has 1, Malay for Indonesian 14
 LANGUAGE_TOKENS = {  # by model type: how a model of the family spells a language in its vocabulary
@@ -217,6 +222,15 @@ def _three_letters(code: str) -> str:
         raise EngineError(f"{code!r} has no code of three letters; write {{source}}, {{target}} or the code") from None
 
 
+def _seconds(value: object) -> float:
+    with suppress(ValueError, TypeError):
+        if 0 < float(value) <= LONGEST_PATIENCE:  # nan is in no range
+            return float(value)
+    raise ValueError(
+        f"{TIMEOUT} is {value!r}; it must be a number of seconds, above 0 and at most {LONGEST_PATIENCE:,}"
+    )
+
+
 class CommandEngine:
     """A program that reads lines and writes as many, such as ``command:apertium -u {source3}-{target3}``.
 
@@ -234,11 +248,11 @@ class CommandEngine:
 
     def __init__(self, name: str, timeout: float | None = None):
         self.name, self.pair = name, None
+        self.timeout = _seconds(os.environ.get(TIMEOUT) or PATIENCE if timeout is None else timeout)
         try:
             self.words = shlex.split(name.partition(":")[2])
-            self.timeout = float(os.environ.get(TIMEOUT) or PATIENCE) if timeout is None else timeout
         except ValueError as error:
-            raise ValueError(f"{name}: {error}; mend its quotes, or {TIMEOUT} (seconds)") from None
+            raise ValueError(f"{name}: {error}; mend its quotes") from None
         if not shutil.which(self.words[0]):
             raise ValueError(f"{name}: there is no program {self.words[0]!r}; install it, or give its path")
 
@@ -276,27 +290,28 @@ class CommandEngine:
 
     def _run(self, words: list[str], lines: list[str]) -> list[str]:
         """What the program writes for some lines."""
-        sent, fault = "".join(line + "\n" for line in lines).encode(), ""
-        with tempfile.TemporaryFile() as said:
+        sent, fault, written = "".join(line + "\n" for line in lines).encode(), "", bytearray()
+        with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said:
+            asked.write(sent)
+            asked.seek(0)
             # A session of its own: a script's children end with it, also where they hold its output open.
-            started = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said, "start_new_session": True}
+            started = {"stdin": asked, "stdout": subprocess.PIPE, "stderr": said, "start_new_session": True}
             with subprocess.Popen(words, **started) as process:
                 try:
-                    written, _ = process.communicate(sent, self.timeout)
+                    self._collect(process, written, MOST_BYTES + MOST_TIMES * len(sent))
                 except BaseException as stopped:
                     with suppress(ProcessLookupError):  # it has just ended
                         os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
                     if not isinstance(stopped, subprocess.TimeoutExpired):
                         raise
-                    written = stopped.output or b""
                     fault = f"did not end within {self.timeout:g} seconds ({TIMEOUT} allows more)"
             if not fault and process.returncode:
-                said.seek(0)
+                said.seek(max(0, said.seek(0, os.SEEK_END) - SAID))
                 last = said.read().decode("utf-8", "replace").strip().splitlines()[-1:]
                 fault = " ".join([f"ended with status {process.returncode}:", *(last or ["it says nothing"])])
         try:
-            found = written.decode().split("\n")
+            found = written.decode(errors="replace" if fault else "strict").split("\n")
         except UnicodeDecodeError as error:
             number = written[: error.start].count(b"\n")
             raise EngineError(
@@ -306,6 +321,25 @@ class CommandEngine:
             at = min(len(found), len(lines)) - 1
             raise EngineError(f"{self.name} {fault}; it came to line {at + 1} of {len(lines)}: {lines[at]!r}")
         return found[:-1] if not found[-1] else found
+
+    def _collect(self, process: subprocess.Popen, written: bytearray, most: int) -> None:
+        """Read what a program writes until it ends; ``written`` grows on the way.
+
+        Raises:
+            EngineError: it writes more than ``most`` bytes. TimeoutExpired: it has had its time.
+        """
+        end = time.monotonic() + self.timeout
+        while True:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+                raise subprocess.TimeoutExpired(process.args, self.timeout)
+            if not (piece := os.read(process.stdout.fileno(), 1 << 16)):
+                break
+            written += piece
+            if len(written) > most:
+                remedy = "it must write one line for each that it reads, and end"
+                raise EngineError(f"{self.name} wrote more than {most:,} bytes; {remedy}")
+        process.wait(max(0.0, end - time.monotonic()))
 
 
 class LanguageModelEngine:
@@ -322,7 +356,10 @@ class LanguageModelEngine:
     licence, chunk = None, TOGETHER  # little at a time: what is paid is kept
 
     def __init__(self, name: str, **client: float):
-        self.name, (self.model, _, url) = name, name.partition(":")[2].rpartition("@")
+        rest = name.partition(":")[2]
+        before = re.search("@(?=https?://)", rest, re.IGNORECASE)  # what comes first: an address may hold one too
+        at = before.start() if before else max(rest.rfind("@"), 0)
+        self.name, self.model, url = name, rest[:at], rest[at + 1 :]
         if not self.model:
             raise ValueError(f"{name!r} lacks the model or the address; write llm:MODEL@http://localhost:8000/v1")
         try:
