@@ -12,7 +12,8 @@ from .data.files import check_text, is_blank
 from .data.folders import language_name
 from .data.squad import Question
 from .data.windows import WindowSpec
-from .encoders.backbones import load_reader, max_window
+from .encoders.backbones import load_reader
+from .encoders.checks import max_window
 from .encoders.e5_file import BackboneError
 from .encoders.packed import BOX, PACKED, load_packed
 from .model.modeling import XStaForQuestionAnswering

@@ -26,8 +26,8 @@ from xsta_lib.encoders.backbones import (
     load_reader,
     load_tokenizer,
     load_translator,
-    max_window,
 )
+from xsta_lib.encoders.checks import max_window
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = ROOT / "tests" / "fixtures" / "e5_sentences.npz"

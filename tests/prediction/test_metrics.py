@@ -86,7 +86,7 @@ def test_what_cannot_be_scored_is_refused():
         (b'["a"]', "one JSON object of id to text"),
         (b'{"1": null}', "one JSON object of id to text; that of '1' is None"),
         (b'{"1": NaN}', "one JSON object of id to text; that of '1' is nan"),
-        (b'{"1": "a", "1": "b"}', "the id '1' stands for two texts"),
+        (b'{"1": "a", "1": "b"}', "the key '1' stands for two values"),
         (b'{"1": "\\ud83c"}', "id and prediction of '1': character 1 is half a surrogate pair"),
         (b'{"1": {"text": "a"}}', "one JSON object of id to text"),
     ],

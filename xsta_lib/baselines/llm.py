@@ -8,7 +8,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event, Lock
@@ -57,6 +57,14 @@ def read_answers(path: Path) -> dict[str, dict]:
     return found
 
 
+def _say_what_is_kept(path: Path, lines: Iterable[Mapping], address: str, waiting: int) -> None:
+    """A warning where kept answers came from another endpoint than the one that is asked now."""
+    places = Counter(line.get("endpoint", UNKNOWN) for line in lines)
+    if others := [f"{count} of {place}" for place, count in sorted(places.items()) if place != address]:
+        rest = f"asked are {waiting}; to ask anew, move the file away"
+        warnings.warn(f"{path}: answers kept from another endpoint: {', '.join(others)}; {rest}", stacklevel=3)
+
+
 def ask_all(
     client: "OpenAI",
     model: str,
@@ -84,16 +92,12 @@ def ask_all(
     cut_torn_line(path)
     waiting = [key for key in questions if known.get(key, {"finish": TOO_LONG})["finish"] == TOO_LONG]
     address = str(client.base_url).rstrip("/")
-    places = Counter(known[key].get("endpoint", UNKNOWN) for key in questions.keys() - set(waiting))
-    if others := [f"{count} of {place}" for place, count in sorted(places.items()) if place != address]:
-        rest = f"asked are {len(waiting)}; to ask anew, move the file away"
-        warnings.warn(f"{path}: answers kept from another endpoint: {', '.join(others)}; {rest}", stacklevel=2)
+    _say_what_is_kept(path, [known[key] for key in questions.keys() - set(waiting)], address, len(waiting))
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, stop = Lock(), Event()
-    shown = {"desc": "asking", "unit": "question", "disable": not progress}
     with (
         path.open("a", encoding="utf-8", newline="\n") as file,
-        tqdm(total=len(questions), initial=len(questions) - len(waiting), **shown) as bar,
+        tqdm(None, "asking", len(questions), initial=len(questions) - len(waiting), disable=not progress) as bar,
         ThreadPoolExecutor(together) as pool,
     ):
 

@@ -92,6 +92,19 @@ def _binary(raw: bytes) -> str:
     return ""
 
 
+def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of a JSON file, for ``object_pairs_hook``.
+
+    Raises ValueError where it gives one key two values, of which one would be lost.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise ValueError(f"the key {name!r:.40} stands for two values in one object")
+    return found
+
+
 def read_json(path: str | os.PathLike, **options: object) -> object:
     """What a JSON file holds; ``options`` go to :func:`json.loads`. Every fault is a TextError with file and remedy."""
     text = read_text(path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import TextError, check_text, is_blank, read_json, write_text_atomically
+from .files import TextError, check_text, is_blank, once, read_json, write_text_atomically
 from .offsets import Place, Wrong, locate, recognise, span_at
 
 LOG = logging.getLogger(__name__)  # a line on the screen unless the user configures otherwise
@@ -176,22 +176,12 @@ class _Row(NamedTuple):
     golds: list[tuple[str, int]]
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of a JSON file, which must not give one key two values: the first would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        for name, value in pairs:
-            if found[name] != value:
-                raise ValueError(f"the key {name!r:.40} stands for two values in one object")
-    return found
-
-
 def _rows(path: Path, labelled: bool, placed: bool = True) -> Iterator[_Row]:
     """Every question of a file; what was read is let go on the way.
 
     ``placed``: answers must have offsets, and those of a question that is marked as impossible are none.
     """
-    document = read_json(path, object_pairs_hook=_once)
+    document = read_json(path, object_pairs_hook=once)
     if not isinstance(document, dict) or not isinstance(document.get("data"), list):
         fault = "no list under the key 'data'; expected the SQuAD v1.1 layout, see data/README.md"
         raise CorpusError(f"{path}: {fault}")

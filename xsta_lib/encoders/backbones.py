@@ -6,17 +6,13 @@ tokenizer, so that nothing after loading depends on the package or on its compil
 
 import importlib.util
 import inspect
-import json
 import pickle
-import re
-from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 import huggingface_hub
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     MODEL_MAPPING,
@@ -34,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from .checks import MAX_LENGTH, check_folder, check_limits, not_finite, unread
 from .e5_file import SPECIALS, BackboneError, E5File, bert_names, build_normalizer, read_e5, read_tensor
 
 E5_NAME = "e5-small-q4"
@@ -47,7 +44,6 @@ SHORT_NAMES = {
     "xlm-r": "FacebookAI/xlm-roberta-base",
     "me5-small": "intfloat/multilingual-e5-small",
 }
-MAX_LENGTH = 512
 MASK = "<mask>"
 MASKED_HEAD = {  # where BERT and (XLM-)RoBERTa have the parts of their heads for masked tokens
     "cls.predictions.transform.": "transform.",
@@ -59,15 +55,9 @@ MASKED_HEAD = {  # where BERT and (XLM-)RoBERTa have the parts of their heads fo
 SPACE_MARK = "▁"  # U+2581, SentencePiece's visible space
 WINDOW = 384  # tokens that windows have in training and evaluation (see xsta_lib.data.windows.WindowSpec)
 SHORTEST = 16  # tokens that have room for a question, its special tokens and some of the context
-
-FOLDER = "the folder must hold config.json, model.safetensors and tokenizer.json, as save_pretrained writes them"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 VOCABULARIES += ("sentencepiece.bpe.model", "spm.model", "tekken.json")
 SAVE_TOKENIZER = "AutoTokenizer.from_pretrained(ORIGIN).save_pretrained(FOLDER)"
-LFS_POINTER = b"version https://git-lfs"
-ADAPTER = "adapter_config.json"
-MERGE = "PeftModel.from_pretrained(MODEL, ADAPTER).merge_and_unload().save_pretrained(FOLDER)"
 KINDS = {  # what a class loads, and what to give where it cannot
     AutoModelForQuestionAnswering: (
         "a question-answering model",
@@ -163,80 +153,15 @@ def _load_weights(auto_class: type, name: str, **options) -> PreTrainedModel:
         headless = missing and all(key.split(".")[0] in ("qa_outputs", "logits_proj", "classifier") for key in missing)
         remedy = "train it to answer first, or use a question-answering model" if headless else "use its whole files"
         raise BackboneError(f"{name}: its weights do not fill {type(model).__name__}: {what}{more}; {remedy}")
-    if unread := _unread(model, info["unexpected_keys"]):
-        more = f" and {len(unread) - 1} more have" if len(unread) > 1 else " has"
+    if extra := unread(model, info["unexpected_keys"]):
+        more = f" and {len(extra) - 1} more have" if len(extra) > 1 else " has"
         raise BackboneError(
-            f"{name}: {unread[0]}{more} no place in the {type(model).__name__} that config.json describes; "
+            f"{name}: {extra[0]}{more} no place in the {type(model).__name__} that config.json describes; "
             "use the config.json that was saved with these weights, or another model"
         )
     if bad := not_finite(model.state_dict()):
         raise BackboneError(f"{name}: the weight {bad} holds NaN or infinity; use another copy, or an earlier one")
     return model
-
-
-def _unread(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
-    """The weights of a file that lie in the model's stack of layers, but that it has no place for.
-
-    Others are as they should be: a pooling layer, heads of other tasks, and buffers that older versions saved.
-    """
-    start = f"{model.base_model_prefix}."
-
-    def stack(key: str) -> str | None:  # "encoder.layer" of "bert.encoder.layer.2.output.dense.weight"
-        found = re.match(r"(.+?)\.\d+\.", key.removeprefix(start))
-        return found and found[1]
-
-    own = {stack(key) for key in model.state_dict()} - {None}
-    buffers = {name.removeprefix(start) for name, _ in model.named_buffers()}
-    extra = (key for key in unexpected if stack(key) in own and key.removeprefix(start) not in buffers)
-    return sorted(key for key in extra if key.endswith((".weight", ".bias")))
-
-
-def not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of the first weight that has NaN or infinity in it, or None."""
-    # A sum shows either, in a tenth of the time that looking at every number takes; those of one that overflows are.
-    return next(
-        (name for name, value in weights.items() if not (value.sum().isfinite() or value.isfinite().all())), None
-    )
-
-
-def max_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens a model can read at once, special tokens included; 512 where nothing limits it."""
-    return min(_positions(model), tokenizer.model_max_length)
-
-
-def _positions(model: PreTrainedModel) -> int:
-    """How many tokens the model itself can read at once, 512 at most."""
-    config = model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    positions = min([limit for limit in limits if isinstance(limit, int) and limit > 0], default=MAX_LENGTH)
-    for module in model.modules():  # RoBERTa's positions begin behind that of the padding
-        if getattr(module, "padding_idx", None) is not None and hasattr(module, "position_embeddings"):
-            positions -= module.padding_idx + 1
-            break
-    return min(positions, MAX_LENGTH)
-
-
-def check_limits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, window: int) -> None:
-    """Refuse, with a BackboneError, an encoder that cannot read its tokenizer's pieces or windows of that length."""
-    if model.main_input_name != "input_ids":
-        raise BackboneError(f"{name}: {type(model).__name__} does not read text; choose an encoder of text")
-    rows, pieces = model.get_input_embeddings().weight.shape[0], len(tokenizer)
-    if pieces > rows:
-        raise BackboneError(
-            f"{name}: its tokenizer has {pieces} pieces, its embedding only {rows} rows; use the tokenizer it was "
-            "trained with, or model.resize_token_embeddings(len(tokenizer)) and train it"
-        )
-    positions, limit = _positions(model), tokenizer.model_max_length
-    if limit < min(positions, window):
-        raise BackboneError(
-            f"{name}: the model_max_length of its tokenizer is {limit}, but the encoder reads {positions} tokens at "
-            f"once and windows have {window}; set it to {positions} in tokenizer_config.json, or choose another encoder"
-        )
-    if positions < window:
-        raise BackboneError(
-            f"{name}: it reads at most {positions} tokens at once, but windows have {window}; "
-            f"choose an encoder of at least {window} positions"
-        )
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -274,40 +199,6 @@ def _folder(name: str) -> Path | None:
     return None
 
 
-def check_weights(path: Path) -> None:
-    """Refuse, with a BackboneError, a weights file that is a Git LFS pointer or cut."""
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise BackboneError(f"{path}: this is a Git LFS pointer, not the weights; fetch them: git lfs pull")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except SafetensorError as error:
-            raise BackboneError(f"{path}: the file is cut or damaged ({error}); copy or fetch it again") from error
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse, with a BackboneError, a folder whose configuration or weights are not whole, or that holds an adapter."""
-    if (folder / ADAPTER).is_file():
-        raise BackboneError(f"{folder / ADAPTER}: an adapter is not read; merge it into its model first: {MERGE}")
-    if not (folder / "config.json").is_file():
-        raise BackboneError(f"{folder}: it has no config.json; {FOLDER}")
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise BackboneError(f"{folder}: it has no weights ({WEIGHTS[0]}); {FOLDER}")
-    files = [found]
-    if found.suffix == ".json":
-        try:
-            files = [folder / name for name in sorted(set(json.loads(found.read_text("utf-8"))["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise BackboneError(f"{found}: the list of weight files is damaged; copy or fetch it again") from error
-    for path in files:
-        if not path.is_file():
-            raise BackboneError(f"{path}: {found.name} names this file, but it is not there; copy or fetch it again")
-        check_weights(path)
-
-
 @cache
 def _hub_answers() -> bool:
     """Whether the hub can be reached; asked once, so that nobody waits for every file's retries."""
@@ -324,7 +215,7 @@ def _from_hub(auto_class: type, name: str, **options) -> object:
     if folder:
         target = str(folder)
         if auto_class is not AutoTokenizer:
-            _check_folder(folder)
+            check_folder(folder)
     try:
         local = folder is not None or not _hub_answers()
         return auto_class.from_pretrained(target, trust_remote_code=False, local_files_only=local, **options)

@@ -22,7 +22,8 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from .backbones import check_weights, e5_tokenizer, first_line, not_finite, read_backbone
+from .backbones import e5_tokenizer, first_line, read_backbone
+from .checks import check_weights, not_finite
 from .e5_file import BLOCK_BYTES, BLOCK_WEIGHTS, Q4, BackboneError, E5File, read_tensor
 
 BOX = Path(__file__).parents[1] / "readers" / "x-sta-e5-small"  # the reader in the box

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from tqdm.auto import tqdm
 
-from ..data.files import check_text, is_blank, read_text
+from ..data.files import check_text, is_blank, once, read_text
 
 TOGETHER = 64  # questions that are answered before their lines are written
 NEEDED = ("question", "context")
@@ -54,7 +54,7 @@ def read_requests(path: str | Path) -> list[dict]:
 def _read_line(line: str, place: str, text: str) -> dict:
     """One question; ``place`` and ``text``, the whole file, are for the message of a ValueError."""
     try:
-        request = json.loads(line, object_pairs_hook=_once)
+        request = json.loads(line, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:  # the latter of lists in lists beyond all measure
         raise ValueError(f"{place}: not JSON ({error}); {_remedy(text)}") from error
     if not isinstance(request, dict) or not all(isinstance(request.get(key), str) for key in NEEDED):
@@ -72,16 +72,6 @@ def _read_line(line: str, place: str, text: str) -> dict:
     if ("source_question" in request) != ("source_context" in request):
         raise ValueError(f"{place}: source_question and source_context belong together; give both or neither")
     return request
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object whose keys stand in it once."""
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} stands twice")
-        found[key] = value
-    return found
 
 
 def _remedy(text: str) -> str:

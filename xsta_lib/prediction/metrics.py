@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.files import check_text, read_json, write_text_atomically
+from ..data.files import check_text, once, read_json, write_text_atomically
 from ..data.protocols import RULES
 from ..data.squad import Report, name_first
 
@@ -129,15 +129,6 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     Raises:
         ValueError: the file is not a JSON object of texts, or gives one id two texts; the message names file and id.
     """
-
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for key, text in pairs:
-            if key in found and found[key] != text:
-                raise ValueError(f"the id {key!r} stands for two texts")
-            found[key] = text
-        return found
-
     try:
         found = read_json(path, object_pairs_hook=once)
     except ValueError as error:

@@ -19,7 +19,8 @@ import langcodes
 import torch
 
 from ..data.folders import language_name
-from ..encoders.backbones import load_translator, max_window
+from ..encoders.backbones import load_translator
+from ..encoders.checks import max_window
 from ..prediction.server import TOGETHER, AskingError, ask, open_client
 from ..training.machine import has_bf16
 from ..training.ranks import device
