@@ -20,11 +20,12 @@ export MALLOC_TRIM_THRESHOLD_ = 68719476736
 # The trained reader answers, another one is trained for some steps, the notebooks run; all goes to runs/. Two notebooks run
 # at a time, each on half of the cores: a third of their time is imports, which take one core.
 demo: .venv/.ready
-	@echo "8 to 10 minutes on 2 cores, up to 6 GiB of memory, 2 GB of disk in runs/; tracked files stay as they are."
+	@echo "6 to 8 minutes on 2 cores, up to 5 GiB of memory, 1 GB of disk in runs/; tracked files stay as they are."
 	$(BIN)/xsta demo
 	@mkdir -p runs/notebooks
 	@printf '%s\n' $(LESSONS) | OMP_NUM_THREADS=$$((($$(nproc) + 1) / 2)) xargs -P 2 -I NAME sh -c 'echo "running NAME"; \
-	  $(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks NAME runs/NAME && echo "done with NAME" || exit 255'
+	  $(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks NAME runs/NAME 2> runs/NAME.log \
+	  && echo "done with NAME" || { cat runs/NAME.log; exit 255; }'
 	@echo "Done. Open runs/figures/ or the executed notebooks in runs/notebooks/."
 
 test: .venv/.ready

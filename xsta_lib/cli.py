@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .options import build_parser
 
-DEMO_BYTES, DEMO_STEPS = 1_000_000_000, 30  # one model of 470 MB
+DEMO_BYTES, DEMO_STEPS = 1_000_000_000, 40  # one model of 470 MB
 
 
 def _download(args: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def _demo(args: argparse.Namespace) -> None:
     from .training.machine import peak_memory_bytes
 
     place, test = runs_folder(), load_protocol("demo").tests[0]
-    need = "2 to 6 minutes on 2 cores, up to 5 GiB of memory, 1 GB of disk"
+    need = "2 to 4 minutes on 2 cores, up to 4 GiB of memory, 1 GB of disk"
     print(f"A trained reader answers, then another one is trained for some steps: {need} in {place}", flush=True)
     require_space(place, DEMO_BYTES)
     reader = Reader()
