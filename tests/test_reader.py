@@ -364,6 +364,13 @@ def without_shard(folder):
     return r"model-00001-of-00001\.safetensors: model\.safetensors\.index\.json names this file"
 
 
+def a_shard_outside_the_folder(folder):
+    outside = (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    index = {"weight_map": {"qa_outputs.bias": f"../{outside.name}"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return r"model\.safetensors\.index\.json: it names .*elsewhere\.safetensors, which is not in this folder"
+
+
 def shards_that_are_no_names(folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"qa_outputs.bias": null}}')
@@ -438,6 +445,7 @@ def large_tokenizer(folder):
 
 
 FAULTS = (without_head, wider_head, cut, pointer, without_weights, without_shard, without_tokenizer, without_config)
+FAULTS += (a_shard_outside_the_folder,)
 FAULTS += (shards_that_are_no_names, shards_in_a_list, fewer_layers_in_its_configuration, an_adapter_beside, no_numbers)
 FAULTS += (more_than_weights, another_task, three_outputs, eight_positions, a_tokenizer_of_no_length, large_tokenizer)
 

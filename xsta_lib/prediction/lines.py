@@ -59,8 +59,8 @@ def _read_line(line: str, place: str, text: str) -> dict:
         raise ValueError(f"{place}: not JSON ({error}); {_remedy(text)}") from error
     if not isinstance(request, dict) or not all(isinstance(request.get(key), str) for key in NEEDED):
         raise ValueError(f"{place}: lacks the text of question or context; {_remedy(text)}")
-    key = request.get("id")
-    if not isinstance(key, str | int | float | None) or isinstance(key, float) and not math.isfinite(key):
+    own = request.get("id")
+    if not isinstance(own, str | int | float | None) or isinstance(own, float) and not math.isfinite(own):
         raise ValueError(f"{place}: 'id' is neither a text nor a number; write it in quotes, or leave it out")
     for key in KEYS:
         if key != "id" and not isinstance(request.get(key, ""), str):
