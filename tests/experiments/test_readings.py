@@ -1,6 +1,6 @@
 """What one pass answers by each of its readings, as a table."""
 
-from xsta_lib.experiments.results import reading_frame
+from xsta_lib.experiments.frames import reading_frame
 
 
 def test_readings_stand_side_by_side_over_the_targets_alone():

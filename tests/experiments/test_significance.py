@@ -107,11 +107,12 @@ def test_seeds_and_articles_are_drawn_as_a_plain_loop_draws_them():
     for _ in range(1500):
         chosen = [row for name in rng.choice(list(rows), 20) for row in rows[name]]
         means = np.array([table.to_numpy()[chosen].mean() for table in tables])
-        some = means[rng.integers(3, size=3)].mean()
-        drawn.append(means.mean() + (some - means.mean()) * math.sqrt(3 / 2))  # three runs, drawn from themselves
+        # Student's t with two degrees of freedom: a normal number over the root of half the squares of two others
+        student = rng.normal() / math.sqrt((rng.normal(size=2) ** 2).mean())
+        drawn.append(means.mean() + math.sqrt(((means - means.mean()) ** 2).sum() / 2 / 3) * student)
     assert found.value == pytest.approx(mean)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    assert (found.low, found.high) == (pytest.approx(low, abs=0.4), pytest.approx(high, abs=0.4))
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.8), pytest.approx(high, abs=0.8))
     assert found.high - found.low > 5  # far more than single questions, which all move with their article, would give
 
 
@@ -126,6 +127,14 @@ def test_the_spread_over_seeds_and_articles_is_the_sum_of_both():
     assert one.high - one.low == pytest.approx(2 * 1.96 * math.sqrt(of_articles), rel=0.06)  # one seed: articles alone
     questions = seeds_and_articles(first[:1], second[:1])
     assert questions.value == one.value and questions.high - questions.low < (one.high - one.low) / 2
+
+
+def test_where_articles_do_not_matter_the_interval_is_students():
+    first, second, articles = runs(np.random.default_rng(7), 3, 2.0, 0.0)
+    found = seeds_and_articles(first, second, articles)
+    mean, half = seed_interval([(by_question(one) - by_question(BASE_SCORES)).to_numpy().mean() for one in first])
+    assert found.value == pytest.approx(mean)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
 
 
 def test_seeds_must_have_answered_the_same_questions_and_articles_be_known():

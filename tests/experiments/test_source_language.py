@@ -10,9 +10,9 @@ from xsta_lib import cli
 from xsta_lib.data.protocols import load_protocol
 from xsta_lib.data.squad import Answer, Question, read_squad, write_squad
 from xsta_lib.experiments.experiment import experiment
+from xsta_lib.experiments.frames import metrics_frame
 from xsta_lib.experiments.results import FIELDS, load_all_results, read_result
 from xsta_lib.experiments.run import refuse_other_data, train_experiment
-from xsta_lib.experiments.tables import metrics_frame
 from xsta_lib.plotting.results import source_target_bars, write_figures
 from xsta_lib.reader import Reader
 

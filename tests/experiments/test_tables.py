@@ -5,9 +5,10 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from xsta_lib.experiments import tables
+from xsta_lib.experiments import frames, tables
 from xsta_lib.experiments.experiment import METHODS, experiment, grid
 from xsta_lib.experiments.results import load_all_results, load_results, write_result
 from xsta_lib.experiments.run import describe, missing, result_path
@@ -54,9 +55,9 @@ def folder(tmp_path):
 
 
 def test_seeds_become_one_row_and_switches_stay_out(folder):
-    frame = tables.metrics_frame(load_results("demo", folder))
+    frame = frames.metrics_frame(load_results("demo", folder))
     assert {"x-sta gamma=0.5", "x-sta w/o gdks", "x-sta share_source=True"} <= set(frame["system"])
-    four = tables.compared_systems(frame)
+    four = frames.compared_systems(frame)
     heading, table = tables.results_block(four, "xquad")
     assert heading == "Measured, protocol demo"
     assert list(table.index) == ["zero-shot", "trans-train", "x-sta (target only)", "x-sta"]
@@ -72,40 +73,70 @@ def test_a_data_set_read_alone_either_way_is_one_row(folder):
         values = {"xquad": 0.46 if source == "gold" else 0.45, "tydiqa": 0.4}
         metrics = {dataset: {"calibrated": evaluation(f1)} for dataset, f1 in values.items()}
         write_result(result_path(exp, source, folder), describe(exp, source), metrics)
-    frame = tables.metrics_frame(load_results("demo", folder))
-    assert tables.systems(frame[frame["dataset"] == "tydiqa"]) == ["x-mixup"]
+    frame = frames.metrics_frame(load_results("demo", folder))
+    assert frames.systems(frame[frame["dataset"] == "tydiqa"]) == ["x-mixup"]
     assert {"x-mixup", "x-mixup (target only)"} <= set(frame.loc[frame["dataset"] == "xquad", "system"])
 
 
 def test_differences_are_paired_over_the_targets(folder):
-    heading, table = tables.difference_block(tables.metrics_frame(load_results("demo", folder)), "xquad")
+    heading, table = tables.difference_block(frames.metrics_frame(load_results("demo", folder)), "xquad")
     assert heading.endswith("xquad, without en")
-    assert table.loc["x-sta against zero-shot"].tolist() == ["+10.0", "+10.0 to +10.0", "below 0.001"]
-    assert set(table.index) == {f"x-sta against {n}" for n in ("zero-shot", "trans-train", "x-sta (target only)")}
+    cells = {"difference of F1": "+10.0", "95 % interval": "+10.0 to +10.0", "p": "below 0.001", "over": "questions"}
+    assert table.loc["x-sta minus zero-shot"].to_dict() == cells
+    assert set(table.index) == {f"x-sta minus {n}" for n in ("zero-shot", "trans-train", "x-sta (target only)")}
 
 
 def test_differences_over_seeds_are_those_of_the_same_seeds(folder):
     put(folder, 0.44, "none", method="trans-train", seed=43)
-    _, table = tables.difference_block(tables.metrics_frame(load_results("demo", folder)), "xquad")
-    # seeds 42 and 43: 5 and 7 points apart; t(0.975, 1) = 12.706
-    assert table.loc["x-sta against trans-train", "mean over seeds"] == "+6.0 (-6.7 to +18.7; 2 seeds)"
-    assert table.loc["x-sta against zero-shot", "mean over seeds"] == ""
-
-
-def test_known_articles_are_resampled_with_the_seeds(folder):
-    put(folder, 0.44, "none", method="trans-train", seed=43)
     lines = ["dataset,id,article", *(f"xquad,q{i},Article {i // 4}" for i in range(20))]
     (folder / "demo" / "articles.csv").write_text("\n".join(lines) + "\n")
     results = load_results("demo", folder)
-    _, table = tables.difference_block(tables.metrics_frame(results), "xquad")
-    cells = table["over seeds and articles"]
-    # 5 and 7 points: a quarter of the resamples draws one of them twice, stretched by sqrt(2) around 6
-    assert cells["x-sta against trans-train"] == "+6.0 (+4.6 to +7.4; 2 seeds x 5 articles)"
-    assert cells["x-sta against zero-shot"] == "+10.0 (+10.0 to +10.0; 5 articles)"
-    ((_, ablations),) = tables.ablation_difference_blocks(results)
-    assert ablations.loc["w/o. ATGC", "over seeds and articles"] == "-3.0 (-3.0 to -3.0; 5 articles)"
+    _, table = tables.difference_block(frames.metrics_frame(results), "xquad")
+    # seeds 42 and 43: 5 and 7 points apart; t(0.975, 1) = 12.706
+    low, high = map(float, table.loc["x-sta minus trans-train", "95 % interval"].split(" to "))
+    assert (low, high) == (pytest.approx(-6.7, abs=2), pytest.approx(18.7, abs=2))
+    told = table.loc["x-sta minus trans-train", ["difference of F1", "over", "each seed"]]
+    assert told.tolist() == ["+6.0", "2 seeds, 5 articles", "+5.0, +7.0"]
+    told = table.loc["x-sta minus zero-shot", ["95 % interval", "over", "each seed"]]
+    assert told.tolist() == ["+10.0 to +10.0", "5 articles", ""]
     text = tables.write_tables(results, "demo", folder)[0].read_text("utf-8").split("## Differences")[1]
-    assert "xquad, without en" in text and "| x-sta against x-sta (target only) |" in text
+    assert "xquad, without en" in text and "| x-sta minus x-sta (target only) |" in text
+
+
+def test_a_comparison_across_machines_says_so(folder):
+    path = next((folder / "demo").glob("trans-train*.json"))
+    record = json.loads(path.read_text("utf-8"))
+    results = [r | {"provenance": {"device": "one"}} for r in load_results("demo", folder)]
+    for result in results:
+        result["provenance"] = {"device": "another" if result["method"] == record["method"] else "one"}
+    _, table = tables.difference_block(frames.metrics_frame(results), "xquad")
+    assert table["machines"].to_dict() == {
+        "x-sta minus zero-shot": "",
+        "x-sta minus trans-train": "one and another",
+        "x-sta minus x-sta (target only)": "",
+    }
+    assert tables.cost_block(results)[1].loc["trans-train", "machine"] == "another"
+
+
+def test_a_system_measured_twice_is_refused(folder):
+    result = load_results("demo", folder)[0]
+    with pytest.raises(ValueError, match=r"measured twice: .*json"):
+        frames.metrics_frame([result, result])
+
+
+def test_answers_are_split_by_the_source():
+    rows = [
+        ("en", 1, 100, 100),
+        ("en", 2, 50, 0),
+        ("de", 1, 80, 0),
+        ("de", 2, 10, 0),
+        ("zh", 1, 60, 0),
+        ("zh", 2, 30, 0),
+    ]
+    scores = pd.DataFrame(rows, columns=["language", "id", "f1", "em"])
+    assert list(frames.split_by_source(scores, "en").values()) == [50, 45, 70, 20]
+    turned = scores.assign(em=[0, 100, 0, 0, 0, 0])
+    assert list(frames.split_by_source(scores, "en", turned).values())[2:] == [20, 70]
 
 
 def test_ablations_count_a_reading_as_one(folder):
@@ -115,15 +146,16 @@ def test_ablations_count_a_reading_as_one(folder):
     assert table["xquad, F1 of en"].tolist() == ["60.0", "59.0", "57.0", "58.0"]
 
 
-def test_ablations_are_paired_with_the_full_method(folder):
+def test_ablations_and_switches_are_paired_with_the_full_method(folder):
     ((heading, table),) = tables.ablation_difference_blocks(load_results("demo", folder))
-    assert heading == "Measured, protocol demo, seed 42: xquad, minus the full method"
-    assert list(table.index) == ["w/o. GDKS", "w/o. ATGC"]  # a reading has no scores of its own
-    assert table.loc["w/o. ATGC"].tolist() == ["-3.0", "-3.0 to -3.0", "below 0.001"]
+    assert heading == "Measured, protocol demo, seed 42: xquad, without en, minus the full method"
+    assert list(table.index)[:2] == ["w/o. GDKS", "w/o. ATGC"]  # a reading has no scores of its own
+    assert {"gamma=0.0", "gamma=0.5"} < set(table.index) and not any("target only" in name for name in table.index)
+    assert table.loc["w/o. ATGC"].tolist() == ["-3.0", "-3.0 to -3.0", "below 0.001", "questions"]
 
 
 def test_the_papers_tables_stand_beside_and_apart(folder):
-    frame = tables.metrics_frame(load_results("demo", folder))
+    frame = frames.metrics_frame(load_results("demo", folder))
     blocks = tables.table_blocks(3, frame)
     assert [heading for heading, _ in blocks] == [
         "Measured, protocol demo",
@@ -147,7 +179,7 @@ def test_written_tables_are_markdown_and_latex(folder):
     text, tex = (path.read_text("utf-8") for path in tables.write_tables(load_results("demo", folder), "demo", folder))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(re.fullmatch(r"\|( [^|]* \||---\|)+", row) for row in rows) and "## Table 4: ablations" in text
-    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 13
+    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 14
     assert tex.isascii() and r"w/o. alignment\_s" in tex and r"95 \% interval" in tex
     body = re.sub(r"(?m)^%.*|\\label\{.*?\}| & ", "", tex)
     assert not re.search(r"(?<!\\)[%&_#]", body)
@@ -155,10 +187,10 @@ def test_written_tables_are_markdown_and_latex(folder):
 
 def test_curves_draw_the_frames_values(folder):
     results = load_results("demo", folder)
-    frame, seeds = tables.sweep_frame(results, "gamma"), tables.seed_frame(results)
+    frame, seeds = frames.sweep_frame(results, "gamma"), frames.seed_frame(results)
     assert frame.index.tolist() == [0.0, 0.1, 0.5]
     assert frame["xquad"].round(1).tolist() == [47.3, 53.3, 49.3]
-    both = figures.gamma_curve(frame, tables.sweep_columns(frame, "xquad"), "demo", seeds)
+    both = figures.gamma_curve(frame, frames.sweep_columns(frame, "xquad"), "demo", seeds)
     left, right = both.axes
     assert left.lines[0].get_ydata().tolist() == [55.0, 60.0, 57.0]
     assert [axes.get_legend().get_texts()[0].get_text() for axes in both.axes] == ["held-out validation", "xquad"]
@@ -180,14 +212,14 @@ def test_a_data_set_without_english_has_ablations_and_curves(tmp_path):
     put(tmp_path, 0.3, "none", switches=(("gamma", 0.5),))
     results = load_results("demo", tmp_path)
     assert list(tables.ablation_block(results)[1].index) == ["Ours", "w/o. GDKS"]
-    frame, seeds = tables.sweep_frame(results, "gamma"), tables.seed_frame(results)
-    assert tables.sweep_columns(frame, "xquad") == ["xquad (target only)"]
-    (axes,) = figures.gamma_curve(frame, tables.sweep_columns(frame, "xquad"), "demo", seeds).axes
+    frame, seeds = frames.sweep_frame(results, "gamma"), frames.seed_frame(results)
+    assert frames.sweep_columns(frame, "xquad") == ["xquad (target only)"]
+    (axes,) = figures.gamma_curve(frame, frames.sweep_columns(frame, "xquad"), "demo", seeds).axes
     assert axes.lines[0].get_ydata() == pytest.approx([53.3, 33.3], abs=0.05)
 
 
 def test_bars_average_seeds_and_leave_ablations_out(folder):
-    frame = tables.metrics_frame(load_results("demo", folder))
+    frame = frames.metrics_frame(load_results("demo", folder))
     axes = figures.source_target_bars(frame, "xquad").axes[0]
     shown = [text.get_text() for text in axes.get_legend().get_texts()]
     assert shown == ["zero-shot", "trans-train", "x-sta (target only)", "x-sta"]
@@ -195,14 +227,16 @@ def test_bars_average_seeds_and_leave_ablations_out(folder):
 
 
 def test_another_backbone_has_its_own_figures_and_tables(folder, tmp_path):
-    before = tables.results_table(tables.metrics_frame(load_results("demo", folder)), "xquad")
+    before = tables.markdown(tables.results_block(frames.metrics_frame(load_results("demo", folder)), "xquad")[1])
     plain = {path.name for path in figures.write_figures("demo", folder, tmp_path / "figures")}
     assert plain == {"figure3-demo.png", "languages-demo.png", "figure7-demo.png", "tables.md", "tables.tex"}
     put(folder, 0.9, backbone="mbert")
     put(folder, 0.1, backbone="mbert", method="trans-train", source="none")
     with pytest.raises(ValueError, match="demo and demo, mbert: take one"):
-        tables.metrics_frame(load_all_results("demo", folder))
-    assert tables.results_table(tables.metrics_frame(load_results("demo", folder)), "xquad") == before
+        frames.metrics_frame(load_all_results("demo", folder))
+    assert (
+        tables.markdown(tables.results_block(frames.metrics_frame(load_results("demo", folder)), "xquad")[1]) == before
+    )
     assert {result["backbone"] for result in load_results("demo", folder, backbone="mbert")} == {"mbert"}
     names = {path.name for path in figures.write_figures("demo", folder, tmp_path / "figures")}
     assert plain | {"figure3-demo-mbert.png", "tables-mbert.md"} <= names

@@ -61,7 +61,7 @@ def test_languages_have_their_means_and_the_average_its_interval(frame):
 def test_intervals_of_two_kinds_are_told_apart_and_seeds_are_dots(frame, monkeypatch):
     some = frame[(frame["system"] == "x-sta") | (frame["seed"] == 0)].assign(scores="")
     monkeypatch.setattr(results, "average_with_interval", lambda rows, dataset: (rows["f1"].mean(), 0.0, 99.0))
-    assert language_bars(some, "toy").axes[0].get_xlabel().endswith("over questions; of x-sta over seeds")
+    assert language_bars(some, "toy").axes[0].get_xlabel().endswith("over seeds (black) or questions (grey)")
     axes = source_target_bars(some, "toy").axes[0]
     dots = [line.get_ydata().tolist() for line in axes.lines if line.get_marker() == "."]
     assert dots == [[60, 60, 60], [pytest.approx(37.5), pytest.approx(38), pytest.approx(40)]]

@@ -122,22 +122,3 @@ def load_articles(folder: Path, dataset: str) -> dict[str, str]:
     frame = pd.read_csv(folder / ARTICLES, dtype=str, keep_default_na=False)
     frame = frame[frame["dataset"] == dataset]
     return dict(zip(frame["id"], frame["article"], strict=True))
-
-
-def reading_frame(results: Mapping[str, Mapping], dataset: str) -> pd.DataFrame:
-    """Mean F1 over the targets of every reading of one pass, and the source's own F1: a row a result, by its name.
-
-    A result that keeps no readings, or was not measured on ``dataset``, has no row.
-    """
-    rows = {}
-    for name, result in results.items():
-        source, row = result["source_language"], {}
-        for reading, metrics in result["readings"].items():
-            f1 = pd.Series({language: values["f1"] for language, values in metrics.get(dataset, {}).items()})
-            if len(f1):
-                row[reading] = f1.drop(source, errors="ignore").mean()
-                row |= {f"source ({source})": f1[source]} if source in f1 else {}
-        rows |= {name: row} if row else {}
-    frame = pd.DataFrame(rows).T
-    order = [name for name in ("target", "teacher", "calibrated") if name in frame]
-    return frame[[*order, *(name for name in frame if name not in order)]]

@@ -83,8 +83,7 @@ def paired_bootstrap(
     Raises:
         ValueError: the two did not answer the same questions.
     """
-    table = _difference_table(first, second, without)
-    return _interval(float(table.mean().mean()), resampled_means(table, resamples, seed))
+    return seeds_and_articles([first], [second], None, without, resamples, seed)
 
 
 def seeds_and_articles(
@@ -97,10 +96,11 @@ def seeds_and_articles(
 ) -> Difference:
     """The mean difference of two systems over training runs, and what other runs and other articles would make of it.
 
-    Every resample draws seeds, a seed's two runs together, and articles, with all their questions in all languages and
-    under all seeds: questions about one text are not independent, nor are the answers of one run. The seeds' weights
-    are stretched by sqrt(S / (S - 1)), as the spread of S runs drawn from themselves is too small by that. With one
-    seed the articles alone are drawn.
+    Every resample draws articles, with all their questions in all languages and under all seeds: questions about one
+    text are not independent. Its mean over S seeds then moves by a draw of Student's t, with S - 1 degrees of freedom,
+    times its standard error over them; runs drawn from themselves would spread too little where they are three. Where
+    articles do not matter this is Student's interval, where seeds do not matter it is the bootstrap's. With one seed
+    only articles are drawn.
 
     Args:
         first, second: rows ``language, id, f1, em`` of each system, in percent, one frame a seed, in the same order.
@@ -120,10 +120,10 @@ def seeds_and_articles(
     counts = tables[0].notna().groupby(units).sum().to_numpy(float)
     rng, runs = np.random.default_rng(seed), len(tables)
     by_run = _drawn_means(sums, counts, resamples, rng)
-    weights = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples).T / runs
-    weights = 1 / runs + (weights - 1 / runs) * (runs / max(1, runs - 1)) ** 0.5
-    value = float(np.mean([table.mean().mean() for table in tables]))
-    return _interval(value, (weights * by_run).sum(axis=0))
+    drawn = by_run.mean(axis=0)
+    if runs > 1:
+        drawn = drawn + by_run.std(axis=0, ddof=1) / runs**0.5 * rng.standard_t(runs - 1, size=resamples)
+    return _interval(float(np.mean([table.mean().mean() for table in tables])), drawn)
 
 
 def _difference_table(first: pd.DataFrame, second: pd.DataFrame, without: Sequence[str]) -> pd.DataFrame:

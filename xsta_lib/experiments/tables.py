@@ -5,30 +5,31 @@ their protocols differ; every heading names the protocol.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..data.files import home, write_text_atomically
-from ..model.configuration import XStaConfig
-from .experiment import WAYS, changed_settings, place_of, setting_of
-from .results import load_articles, load_scores, results_folder
-from .significance import average_interval, paired_bootstrap, seed_interval, seeds_and_articles
-
-ALONE = " (target only)"  # after the name of a method that can read pairs, where it read the target alone
-# Systems that could only be built after the abstracts of their papers are called so wherever they stand.
-AFTER_ABSTRACT = {
-    "calibrenet": "calibrenet (after the abstract of Liang et al., 2021)",
-    "aa-cl": "aa-cl (after the abstract of Chen et al., 2022)",
-}
-SYSTEMS = (
-    *("zero-shot", AFTER_ABSTRACT["calibrenet"], "trans-train", "trans-train equal_tokens=True", "lakm", "lakm_mixmrc"),
-    *(AFTER_ABSTRACT["aa-cl"], "pairs", "x-mixup", "x-mixup (target only)"),
-    *("x-mixup_content", "x-mixup_content (target only)", "x-sta (target only)", "x-sta"),
+from .experiment import place_of
+from .frames import (
+    ALONE,
+    LLM,
+    SYSTEMS,
+    changes,
+    compared_systems,
+    file_label,
+    first_seed,
+    full_and_ablated,
+    metrics_frame,
+    protocol_label,
+    system_name,
+    systems,
 )
-LLM = "llm "  # before the name of a large language model that was asked every question of a protocol
+from .results import load_articles, load_scores, results_folder
+from .significance import Difference, average_interval, paired_bootstrap, seed_interval, seeds_and_articles
+
 # The paper's tables: number, task, and the data set here that its numbers stand beside.
 TABLES = {1: ("MLQA", "mlqa"), 2: ("TyDiQA", "tydiqa"), 3: ("XQuAD", "xquad")}
 ABLATION_ROWS = {
@@ -41,71 +42,7 @@ ABLATION_ROWS = {
     ("alignment_token",): "w/o. alignment_t",
 }
 GDKS_NOTE = "w/o GDKS loses 1.1 F1 in MLQA's English and 1.3 in XQuAD's"  # the notes to Table 4
-FRAME = ["system", "dataset", "language", "f1", "em", "n", "seed", "source", "source_language", "protocol", "scores"]
 Block = tuple[str, pd.DataFrame]
-
-
-def changes(result: dict) -> dict[str, object]:
-    """What a result's run was given beside its setting: switches of the model, and ways to train."""
-    ways = {name: value for name, value in changed_settings(result["config"]).items() if name in WAYS}
-    return dict(map(tuple, result["config"].get("switches", []))) | ways
-
-
-def protocol_label(result: dict) -> str:
-    """The protocol's name for headings, with the setting where it is not the protocol's own."""
-    return ", ".join(filter(None, (result["protocol"], setting_of(result["config"]))))
-
-
-def file_label(result: dict) -> str:
-    """:func:`protocol_label` for file names."""
-    return protocol_label(result).replace(", ", "-").replace("=", "-").replace("/", "-")
-
-
-def system_name(result: dict) -> str:
-    """How a result is called in tables: method, ablations, changes, and whether it read the target alone."""
-    if result["method"] == "llm":
-        part = [f"{name}={result['config'][name]}" for name in ("questions", "languages") if result["config"][name]]
-        return f"part of {LLM}{result['model']}, {', '.join(part)}" if part else LLM + result["model"]
-    method = AFTER_ABSTRACT.get(result["method"], result["method"])
-    name = method + "".join(f" w/o {part}" for part in result["without"])
-    name += "".join(f" {key}={value}" for key, value in changes(result).items())
-    return name + ALONE if result["method"].startswith(("x-sta", "x-mixup")) and result["source"] == "none" else name
-
-
-def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
-    """Results as tidy rows, columns as in ``FRAME``.
-
-    A data set without sources is read alone whatever was asked for; its numbers count once, without "(target only)".
-
-    Raises:
-        ValueError: the results are of several protocols, backbones or settings, which do not compare.
-    """
-    labels = {protocol_label(result) for result in results}
-    if len(labels) > 1:
-        raise ValueError(f"results of {' and '.join(sorted(labels))}: take one, as load_results does")
-    beside = {(system_name(result), result["seed"]): result["metrics"] for result in results}
-    rows = []
-    for result in results:
-        name = system_name(result)
-        with_source = beside.get((name.removesuffix(ALONE), result["seed"]), {}) if name.endswith(ALONE) else {}
-        for dataset, by_language in result["metrics"].items():
-            if with_source.get(dataset) == by_language:  # read alone either way
-                continue
-            own = {"system": name, "dataset": dataset, "protocol": protocol_label(result)}
-            own |= {key: result[key] for key in ("seed", "source", "source_language", "scores")}
-            rows += [{**own, "language": language, **values} for language, values in by_language.items()]
-    return pd.DataFrame(rows, columns=FRAME)
-
-
-def systems(frame: pd.DataFrame) -> list[str]:
-    """The systems of a frame in the paper's order, others last."""
-    found = list(frame["system"].unique())
-    return [name for name in SYSTEMS if name in found] + sorted(set(found) - set(SYSTEMS))
-
-
-def compared_systems(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the compared systems, without ablations and switches."""
-    return frame[frame["system"].isin(SYSTEMS) | frame["system"].str.startswith(LLM)]
 
 
 def average_with_interval(rows: pd.DataFrame, dataset: str) -> tuple[float, float, float]:
@@ -136,57 +73,70 @@ def results_block(frame: pd.DataFrame, dataset: str) -> Block:
     return f"Measured, protocol {part['protocol'].iloc[0]}", table
 
 
-def results_table(frame: pd.DataFrame, dataset: str) -> str:
-    """:func:`results_block` as Markdown, without its heading."""
-    return markdown(results_block(frame, dataset)[1])
+def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", in_source: bool = False) -> Block:
+    """One system minus each of the others, over the seeds that both have: F1 points, 95 % interval, p.
 
-
-def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta") -> Block:
-    """Paired comparison of one system with the others that have its first seed: F1 points, 95 % interval, p.
-
-    The targets are compared: the source language is left out. Where both have several seeds, a column gives the mean
-    difference over them with Student's interval: what another training run moves, which resampling questions cannot
-    tell. Where articles are known, another column has the mean difference with the interval of resampled seeds and
-    articles (:func:`~.significance.seeds_and_articles`), of one seed that of articles alone.
+    The targets are compared: the source language is left out; ``in_source`` compares it alone. Intervals resample
+    seeds and articles (:func:`~.significance.seeds_and_articles`), or questions where articles are not known; the block
+    says which. Where several seeds are compared, each one's difference stands beside.
 
     Args:
-        frame, dataset: see :func:`metrics_frame`, and which of its data sets.
+        frame, dataset: see :func:`~.frames.metrics_frame`, and which of its data sets.
         against: the system that the others are subtracted from.
     """
     part = compared_systems(frame[frame["dataset"] == dataset])
-    source = part["source_language"].iloc[0]
-    means = part[part["language"] != source].pivot_table(index="seed", columns="system", values="f1")
-    files = part.drop_duplicates(["seed", "system"]).set_index(["seed", "system"])["scores"].unstack()
-    first = files.loc[part.loc[part["system"] == against, "seed"].min()].dropna()
-    own, lines = load_scores(first[against], dataset), {}
-    articles = load_articles(Path(first[against]).parent, dataset)
-    for name in [name for name in systems(part) if name in first and name != against]:
-        cells = _difference_cells(own, load_scores(first[name], dataset), [source])
-        if articles:
-            cells |= _article_cells(files[[against, name]].dropna(), dataset, articles, [source])
-        by_seed = (means[against] - means[name]).dropna()
-        if len(by_seed) > 1:
-            mean, half = seed_interval(by_seed)
-            over = f"{mean - half:+.1f} to {mean + half:+.1f}; {len(by_seed)} seeds"
-            cells["mean over seeds"] = f"{mean:+.1f} ({over})"
-        lines[f"{against} against {name}"] = cells
-    heading = f"Measured, protocol {part['protocol'].iloc[0]}: {dataset}, without {source}"
+    source, named = part["source_language"].iloc[0], part.drop_duplicates(["seed", "system"])
+    files, devices = (named.pivot(index="seed", columns="system", values=name) for name in ("scores", "device"))
+    without = [name for name in part["language"].unique() if (name == source) != in_source]
+    articles = load_articles(Path(named["scores"].iloc[0]).parent, dataset)
+    lines = {}
+    for name in systems(part):
+        shared = files[[against, name]].dropna() if name != against else ()
+        if len(shared):
+            machines = devices.loc[shared.index, [against, name]].to_numpy()
+            lines[f"{against} minus {name}"] = _difference_cells(shared, machines, dataset, articles, without)
+    compared = source if in_source else f"without {source}"
+    heading = f"Measured, protocol {part['protocol'].iloc[0]}: {dataset}, {compared}"
     return heading, pd.DataFrame(lines).T.fillna("")
 
 
+# The systems that the others are subtracted from in the tables of differences.
+AGAINST = ("x-sta", "x-sta" + ALONE, "pairs", "lakm")
+
+
 def difference_blocks(frame: pd.DataFrame) -> list[Block]:
-    """X-STA minus the others on every data set that both have, as it is tested and with the target alone."""
+    """Each of ``AGAINST`` minus the others on every data set that both have; X-STA and pairs in the source too."""
     blocks = []
-    for dataset in dict.fromkeys(frame["dataset"]):
-        found = set(frame.loc[frame["dataset"] == dataset, "system"])
-        for against in ("x-sta", "x-sta" + ALONE):
-            if against in found and len(found) > 1:
-                blocks.append(difference_block(frame, dataset, against))
-    return blocks
+    for dataset, part in frame.groupby("dataset", sort=False):
+        found = set(part["system"])
+        for against in (name for name in AGAINST if name in found and len(found) > 1):
+            blocks.append(difference_block(frame, dataset, against))
+            if against in ("x-sta", "pairs") and (part["language"] == part["source_language"]).any():
+                blocks.append(difference_block(frame, dataset, against, in_source=True))
+    return [(heading, table) for heading, table in blocks if len(table)]
 
 
-def _difference_cells(first: pd.DataFrame, second: pd.DataFrame, without: Sequence[str] = ()) -> dict[str, str]:
-    found = paired_bootstrap(first, second, without=without)
+def _difference_cells(
+    files: pd.DataFrame, machines: np.ndarray, dataset: str, articles: Mapping[str, str], without: Sequence[str]
+) -> dict[str, str]:
+    """First minus second column of score files, a row a seed: the mean, its interval, and what that is over.
+
+    ``machines`` are what the files' models were trained on, in the same form; they are told where they differ.
+    """
+    sides = [[load_scores(file, dataset) for file in files.iloc[:, place]] for place in (0, 1)]
+    found = seeds_and_articles(*sides, articles, without)
+    units = f"{len(set(articles.values()))} articles" if articles else "questions"
+    cells = interval_cells(found) | {"over": f"{len(files)} seeds, {units}" if len(files) > 1 else units}
+    if len(files) > 1:
+        each = [paired_bootstrap(*pair, without, resamples=1).value for pair in zip(*sides, strict=True)]
+        cells["each seed"] = ", ".join(f"{value:+.1f}" for value in each)
+    if (machines[:, 0] != machines[:, 1]).any():
+        cells["machines"] = " and ".join(dict.fromkeys(machines.ravel()))
+    return cells
+
+
+def interval_cells(found: Difference) -> dict[str, str]:
+    """A difference as cells of a table."""
     return {
         "difference of F1": f"{found.value:+.1f}",
         "95 % interval": f"{found.low:+.1f} to {found.high:+.1f}",
@@ -194,32 +144,22 @@ def _difference_cells(first: pd.DataFrame, second: pd.DataFrame, without: Sequen
     }
 
 
-def _article_cells(
-    files: pd.DataFrame, dataset: str, articles: Mapping[str, str], without: Sequence[str] = ()
-) -> dict[str, str]:
-    """First minus second column of score files, a row a seed: a cell with the mean and what its interval is over."""
-    sides = [[load_scores(file, dataset) for file in files.iloc[:, place]] for place in (0, 1)]
-    found = seeds_and_articles(*sides, articles, without)
-    over = f"{len(set(articles.values()))} articles"
-    over = f"{len(files)} seeds x {over}" if len(files) > 1 else over
-    return {"over seeds and articles": f"{found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f}; {over})"}
-
-
 def cost_block(results: Sequence[dict]) -> Block:
     """What each compared system took: steps, what it read, seconds, and its mean F1 by data set; first seed.
 
-    "Of these beside" are the steps of other tasks and stages than the span batches that all have. A run that read the
-    target alone too stands here once.
+    "In other stages" are the steps of other tasks and stages than the span batches that all have. Seconds compare on
+    one machine only. A run that read the target alone too stands here once.
     """
-    seed, lines = min(result["seed"] for result in results), {}
+    seed, lines = first_seed(results), {}
     for result in results:
         name, counts = system_name(result), result.get("steps")
         if result["seed"] != seed or name.endswith(ALONE) or not (name in SYSTEMS or name.startswith(LLM)):
             continue
         beside = sum(part["steps"] for part in result.get("extra", {}).values())
-        numbers = {"steps": counts, "of these beside": beside}
+        numbers = {"steps": counts, "in other stages": beside}
         numbers |= {name: result.get(name) for name in ("sequences", "tokens", "seconds")}
         cells = {name: "" if value is None else f"{value:,.0f}" for name, value in numbers.items()}
+        cells["machine"] = result.get("provenance", {}).get("device", "")
         for dataset, by_language in result["metrics"].items():
             cells[f"{dataset} F1"] = f"{np.mean([values['f1'] for values in by_language.values()]):.1f}"
         lines[name] = cells
@@ -248,32 +188,13 @@ def table_blocks(number: int, frame: pd.DataFrame) -> list[Block]:
     return found + _paper_blocks(number)
 
 
-def _first_seed(results: Sequence[dict]) -> tuple[str, dict[tuple[str, ...], dict]]:
-    """A heading, and X-STA's results of the first seed by what is left out: no switches, the source if there is one."""
-    own = [r for r in results if r["method"] == "x-sta" and not changes(r)]
-    own = [r for r in own if r["source"] != "none"] or own
-    if not own:
-        return "Measured: nothing", {}
-    seed = min(r["seed"] for r in own)
-    heading = f"Measured, protocol {protocol_label(own[0])}, seed {seed}"
-    return heading, {tuple(r["without"]): r for r in own if r["seed"] == seed}
-
-
-def token_alignment_logs(results: Sequence[dict]) -> dict[str, list[dict]]:
-    """Training logs of the first seed's X-STA with and without token alignment, as far as they say where it looked."""
-    measured = _first_seed(results)[1]
-    named = {"with token alignment": (), "without token alignment": ("alignment_token",)}
-    found = {name: measured[key]["log"] for name, key in named.items() if key in measured and "log" in measured[key]}
-    return {name: log for name, log in found.items() if any("content_mass" in line for line in log)}
-
-
 def ablation_block(results: Sequence[dict]) -> Block:
     """Measured ablations: mean F1 / EM over the languages of each data set, and F1's change against the full method.
 
     The source language's F1 stands beside: what sharing does to it is why the paper has GDKS (notes to its Table 4).
     "w/o ATGC inference" is the full model read without calibration; it needs no training of its own. First seed.
     """
-    heading, measured = _first_seed(results)
+    measured = full_and_ablated(results)
     rows = {key: result["metrics"] for key, result in measured.items()}
     source = next((result["source_language"] for result in measured.values()), "")
     if () in rows and ("atgc_inference",) not in rows:
@@ -289,26 +210,50 @@ def ablation_block(results: Sequence[dict]) -> Block:
             if source in by_language:
                 lines[name][f"{dataset}, F1 of {source}"] = f"{by_language[source]['f1']:.1f}"
     table = pd.DataFrame(lines).T.fillna("").rename_axis("avg F1 / EM (change)")
-    return heading, table
+    return _first_seed_heading(results), table
+
+
+def _first_seed_heading(results: Sequence[dict]) -> str:
+    own = [result for result in results if result["method"] == "x-sta"]
+    return f"Measured, protocol {protocol_label(own[0])}, seed {first_seed(results)}" if own else "Measured: nothing"
 
 
 def ablation_difference_blocks(results: Sequence[dict]) -> list[Block]:
-    """Each ablation that was trained minus the full method, by data set: F1 points over all languages, interval, p.
+    """Every other X-STA of the first seed minus the full method: Table 4's ablations, then other values of switches.
 
-    The two answered the same questions, which are resampled in pairs; see :func:`difference_block`. First seed.
+    A block for each data set and reading, beside the source and alone; cells as in :func:`difference_block`, over the
+    target languages.
     """
-    (heading, measured), blocks = _first_seed(results), []
-    for dataset in measured[()]["metrics"] if () in measured else ():
-        own = load_scores(measured[()]["scores"], dataset)
-        found = {name: measured[key]["scores"] for key, name in ABLATION_ROWS.items() if key and key in measured}
-        lines = {name: _difference_cells(load_scores(scores, dataset), own) for name, scores in found.items()}
-        if articles := load_articles(Path(measured[()]["scores"]).parent, dataset):
-            for name, scores in found.items():
-                pair = pd.DataFrame([[scores, measured[()]["scores"]]])
-                lines[name] |= _article_cells(pair, dataset, articles)
-        if lines:
-            blocks.append((f"{heading}: {dataset}, minus the full method", pd.DataFrame(lines).T))
+    heading, blocks = _first_seed_heading(results), []
+    own = [r for r in results if r["method"] == "x-sta" and r["seed"] == first_seed(results)]
+    beside: dict = {}
+    for alone in (False, True):
+        found = {system_name(r).removesuffix(ALONE): r for r in own if (r["source"] == "none") == alone}
+        full = found.pop("x-sta", None)
+        for dataset in full["metrics"] if full else ():
+            if alone and beside.get(dataset) == full["metrics"][dataset]:  # read alone either way
+                continue
+            lines = _minus_full(found.values(), full, dataset)
+            if lines:
+                reading = f"{dataset}{ALONE if alone else ''}, without {full['source_language']}"
+                blocks.append((f"{heading}: {reading}, minus the full method", pd.DataFrame(lines).T.fillna("")))
+        beside = full["metrics"] if full else {}
     return blocks
+
+
+def _minus_full(others: Iterable[dict], full: dict, dataset: str) -> dict[str, dict[str, str]]:
+    """Cells of :func:`ablation_difference_blocks` by row, ablations first, in the paper's order."""
+    articles, rows = load_articles(Path(full["scores"]).parent, dataset), list(ABLATION_ROWS.values())
+    lines = {}
+    for result in others:
+        if dataset in result["metrics"]:
+            kept = () if changes(result) else tuple(result["without"])
+            name = ABLATION_ROWS.get(kept) if kept else None
+            files = pd.DataFrame([[result["scores"], full["scores"]]])
+            devices = np.array([[r.get("provenance", {}).get("device", "") for r in (result, full)]])
+            cells = _difference_cells(files, devices, dataset, articles, [full["source_language"]])
+            lines[name or system_name(result).removesuffix(ALONE).removeprefix("x-sta ")] = cells
+    return dict(sorted(lines.items(), key=lambda line: rows.index(line[0]) if line[0] in rows else len(rows)))
 
 
 def table4_blocks(results: Sequence[dict]) -> list[Block]:
@@ -357,49 +302,3 @@ def write_tables(results: Sequence[dict], protocol: str, folder: Path | None = N
     write_text_atomically(paths[0], "\n\n".join(text) + "\n")
     write_text_atomically(paths[1], "\n".join(tex) + "\n")
     return paths
-
-
-# The full method's values, whose result has no switch.
-FULL = {name: getattr(XStaConfig, name) for name in ("gamma", "sharing_layer", "lambda_0")}
-HELD_OUT = "held-out validation"
-
-
-def _gather(results: Sequence[dict], key: str) -> pd.DataFrame:
-    """Mean F1 over languages of X-STA with no change but ``key``, and its validation score: a row a value of it."""
-    rows: dict[float, dict[str, float]] = {}
-    for result in results:
-        switched = changes(result)
-        if result["method"] != "x-sta" or result["without"] or set(switched) - {key}:
-            continue
-        row = rows.setdefault(switched.get(key, FULL[key]) if key in FULL else result[key], {})
-        for dataset, by_language in result["metrics"].items():
-            name = dataset + ALONE if result["source"] == "none" else dataset
-            row[name] = float(np.mean([values["f1"] for values in by_language.values()]))
-        if result.get("validation_f1") is not None:
-            row[HELD_OUT] = result["validation_f1"]
-    return pd.DataFrame(rows).T.sort_index()
-
-
-def sweep_frame(results: Sequence[dict], switch: str) -> pd.DataFrame:
-    """F1 of X-STA over the values of one switch: rows by value, a column a data set; first seed.
-
-    Columns are the data sets' means over languages (with the source, and ``<data set> (target only)`` without), and
-    ``held-out validation``, the score that chose the weights, where the run was validated. ``switch`` is one of
-    ``FULL``; ``results`` are of one protocol and setting.
-    """
-    first = min((result["seed"] for result in results), default=0)
-    return _gather([r for r in results if r["seed"] == first], switch)
-
-
-def seed_frame(results: Sequence[dict]) -> pd.DataFrame:
-    """F1 of the full method by seed, columns as for :func:`sweep_frame`: what another training run alone moves."""
-    return _gather(results, "seed")
-
-
-def sweep_columns(frame: pd.DataFrame, dataset: str) -> list[str]:
-    """The columns that Figures 7 and 8 show: held-out validation, or else target only, and the data set.
-
-    Of a data set without sources, which is read alone, there may be one only.
-    """
-    first, main = (name if name in frame else dataset + ALONE for name in (HELD_OUT, dataset))
-    return [name for name in dict.fromkeys((first, main)) if name in frame]

@@ -16,16 +16,14 @@ from ..data.files import home
 from ..data.folders import language_name
 from ..data.squad import Question
 from ..experiments.experiment import GAMMAS, backbone_tag, place_of, setting_of
-from ..experiments.inspection import attention_maps, inspected_label, read_cases, read_inspection
-from ..experiments.results import load_all_results, results_folder
-from ..experiments.significance import Difference
-from ..experiments.tables import (
+from ..experiments.frames import (
     ALONE,
     FULL,
+    LLM,
     SYSTEMS,
-    average_with_interval,
     compared_systems,
     file_label,
+    first_seed,
     metrics_frame,
     protocol_label,
     seed_frame,
@@ -33,8 +31,11 @@ from ..experiments.tables import (
     sweep_frame,
     systems,
     token_alignment_logs,
-    write_tables,
 )
+from ..experiments.inspection import attention_maps, inspected_label, read_cases, read_inspection
+from ..experiments.results import load_all_results, results_folder
+from ..experiments.significance import Difference
+from ..experiments.tables import average_with_interval, write_tables
 from .cases import case_picture
 from .lessons import attention_curves, attention_heatmaps, tsne_scatter
 from .style import (
@@ -60,6 +61,8 @@ SHADES = (  # the plainest grey
     *(GREEN, ORANGE, PINK, YELLOW, "#882255", SKY, VERMILION),
 )
 COLOURS = dict(zip(SYSTEMS, SHADES, strict=True))
+# What Figure 3 and the bars by language show of a protocol's systems, where it has them; the tables have all.
+DRAWN = ("zero-shot", "trans-train", "pairs", "x-mixup", "x-sta" + ALONE, "x-sta")
 LEAST_RANGE = 6.0  # of F1 on the axis of a curve, in percentage points
 MODELS = ("#000000", "#444444", "#777777", "#BBBBBB")  # large language models, in turn
 
@@ -78,8 +81,8 @@ def _arms(value: float, low: float, high: float) -> list[list[float]]:
 def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     """F1 by language, one bar a system (means over seeds), and the average with its 95 % interval.
 
-    Below the axes stands what each interval is over: two kinds do not compare. ``frame`` is a
-    :func:`~xsta_lib.experiments.tables.metrics_frame`; ablations and switches are left out.
+    Intervals over seeds are black, those over questions grey: two kinds that do not compare. ``frame`` is a
+    :func:`~xsta_lib.experiments.frames.metrics_frame`; ablations and switches are left out.
     """
     part = compared_systems(frame[frame["dataset"] == dataset])
     colours = colours_of(systems(part))
@@ -89,16 +92,16 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     languages = part["language"].nunique()
     figure, (axes,) = panels(max(7, max(0.95, 0.12 * len(colours)) * languages + 2), 3.6)
     grouped_bars(axes, shown, "language", "f1", "system", colours)
-    for bars, (value, low, high) in zip(list(axes.containers), averages.values(), strict=True):
-        place = bars[-1].get_x() + bars[-1].get_width() / 2
-        axes.errorbar(place, value, _arms(value, low, high), color="black", capsize=1.5, linewidth=0.8)
+    several = part.groupby("system", sort=False)["seed"].nunique() > 1
+    for name, bars in zip(colours, list(axes.containers), strict=True):
+        place, (value, low, high) = bars[-1].get_x() + bars[-1].get_width() / 2, averages[name]
+        colour = "black" if several[name] else "0.55"
+        axes.errorbar(place, value, _arms(value, low, high), color=colour, capsize=1.5, linewidth=0.8)
     axes.axvline(languages - 0.5, color="0.8", linewidth=1)
-    seeds = part.groupby("system", sort=False)["seed"].nunique()
-    several = [name for name in colours if seeds[name] > 1]
-    over = "questions" + (f"; of {', '.join(several)} over seeds" if several else "")
-    over = "seeds" if len(several) == len(colours) else over
+    over = {(True, False): "seeds (black) or questions (grey)", (True,): "seeds", (False,): "questions"}
+    kinds = tuple(kind for kind in (True, False) if kind in set(several))
     axes.set(ylabel="F1 (%)", title=f"F1 by language: {dataset} (protocol {part['protocol'].iloc[0]})")
-    axes.set_xlabel(f"95 % intervals of the average over {over}", fontsize="small")
+    axes.set_xlabel(f"95 % intervals of the average over {over[kinds]}", fontsize="small")
     legend(axes, **BESIDE)
     return figure
 
@@ -208,7 +211,7 @@ def gamma_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str, seed
     """Figure 7: mean F1 over gamma, the weight of the teacher's loss; a panel a data set, one for two readings of it.
 
     Args:
-        frame, seeds: of ``sweep_frame`` and ``seed_frame`` in :mod:`~xsta_lib.experiments.tables`; other seeds of the
+        frame, seeds: of ``sweep_frame`` and ``seed_frame`` in :mod:`~xsta_lib.experiments.frames`; other seeds of the
             full method are hollow markers.
         columns: one or two of the frame's; the values of gamma are spaced evenly.
         protocol: named in the title.
@@ -290,10 +293,12 @@ def _result_figures(results: Sequence[dict], label: str) -> dict[str, Figure]:
     dataset = frame["dataset"].iloc[0]
     figures = {}
     if len(compared_systems(frame)):
-        figures = {"figure3": source_target_bars(frame, dataset), "languages": language_bars(frame, dataset)}
+        drawn = frame[frame["system"].isin(DRAWN) | frame["system"].str.startswith(LLM)]
+        drawn = drawn if len(drawn) else frame
+        figures = {"figure3": source_target_bars(drawn, dataset), "languages": language_bars(drawn, dataset)}
     logs = token_alignment_logs(results)
     if len(logs) == 2:
-        figures["figure4"] = attention_curves(logs, label)
+        figures["figure4"] = attention_curves(logs, f"{label}, seed {first_seed(results)}, one run each")
     for name, switch, curve in (("figure7", "gamma", gamma_curve), ("figure8", "sharing_layer", layer_curve)):
         values = sweep_frame(results, switch)
         if len(values) > 1:
