@@ -2,6 +2,7 @@
 
 import argparse
 from contextlib import suppress
+from functools import partial
 
 from . import __version__
 
@@ -27,10 +28,10 @@ def _language(value: str) -> str:
     return _text(value).strip()
 
 
-def _positive(value: str) -> int:
+def _positive(value: str, most: int = 1000) -> int:
     """What an option takes as a count."""
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1000:
-        raise argparse.ArgumentTypeError(f"{value!r} is no whole number from 1 to 1000")
+    if not value.isascii() or not value.isdigit() or len(value) > 9 or not 1 <= int(value) <= most:
+        raise argparse.ArgumentTypeError(f"{value!r} is no whole number from 1 to {most}")
     return int(value)
 
 
@@ -62,7 +63,7 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
     train.add_argument("--freeze-embeddings", action="store_true", help="leave the word embeddings as they are")
     train.add_argument("--equal-tokens", action="store_true", help="trans-train: as many tokens as pairs, not rows")
     train.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    train.add_argument("--compile", action="store_true", help="torch.compile; pays on a GPU")
+    train.add_argument("--compile", action="store_true", help="experimental: torch.compile; its speed was not measured")
     train.add_argument("--tracker", type=_text, help="tensorboard, wandb or another tracker that Accelerate knows")
     train.add_argument("--save-every", type=int, help="steps between checkpoints")
     train.add_argument("--strict", action="store_true", help="refuse data of which anything is left out or repaired")
@@ -154,7 +155,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="score predictions in the official {id: text} form")
     evaluate.add_argument("--predictions", type=_text, required=True)
     evaluate.add_argument("--gold", type=_text, required=True, help="a SQuAD-format file")
-    evaluate.add_argument("--language", type=_language, required=True)
+    evaluate.add_argument("--language", type=_language, help="of the contexts, such as de; for --rule mlqa")
     evaluate.add_argument("--rule", choices=("mlqa", "squad"), default="squad")
     evaluate.add_argument("--strict", action="store_true", help="refuse where ids or answers are missing")
 
@@ -167,7 +168,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     llm.add_argument("--protocol", type=_text, default="demo", help="demo, parallel, a paper-* protocol, or a folder")
     _add_source(llm, default="en")
     llm.add_argument("--languages", type=_language, nargs="*", default=(), help="such as de hi; all by default")
-    llm.add_argument("--questions", type=_positive, default=0, help="so many of each language; all by default")
+    many = partial(_positive, most=1_000_000)
+    llm.add_argument("--questions", type=many, default=0, help="so many of each language; all by default")
 
     projection = commands.add_parser("projection", help="measure how well answer spans are found in translations")
     projection.add_argument("--fit", action="store_true", help="fit the model of spans anew first, over what is there")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_lakm import make_trainer as plain_trainer
 from toy import stir, toy_protocol
+from transformers import ModernBertConfig
 
 from xsta_lib.baselines.aacl import (
     AaclConfig,
@@ -24,6 +25,7 @@ from xsta_lib.data.squad import Answer, Question
 from xsta_lib.experiments.experiment import Experiment
 from xsta_lib.experiments.run import training_parts
 from xsta_lib.training.configuration import TrainingConfig
+from xsta_lib.training.log import gradient_shares
 
 ALL = 10**6
 
@@ -147,6 +149,16 @@ def test_second_half_reads_the_english_beside(backbone: Path) -> None:
     for place in (0, 2):
         ids = part.source.input_ids[part.source.ids.index(part.target.id_of(rows[place].target))]
         assert read["source"]["input_ids"][place][: len(ids)].tolist() == ids.tolist()
+
+
+def test_its_second_stage_is_watched_whatever_the_encoder(backbone: Path) -> None:
+    """Nothing shares: the tiny encoder has no layer below the paper's sharing one, ModernBERT's lie elsewhere."""
+    trainer = make_trainer(backbone, steps=1)
+    assert trainer.train_step([row for row in trainer.rows if row.part == 1][:8])["share_contrast"] > 0
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    model = AaclForQuestionAnswering(AaclConfig(encoder=ModernBertConfig(vocab_size=60, pad_token_id=0, **sizes)))
+    terms = {"target": model.qa_outputs.weight.sum(), "contrast": model.span_projection.weight.sum()}
+    assert gradient_shares(model, terms) == {}
 
 
 def test_contrast_of_a_batch_by_hand(backbone: Path) -> None:

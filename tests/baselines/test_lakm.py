@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from toy import encoder_config, stir, toy_protocol
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, DistilBertConfig, ElectraConfig
 
 from xsta_lib.baselines.lakm import (
     LakmConfig,
@@ -88,6 +88,14 @@ def test_head_is_the_checkpoints_own(kind: str, tmp_path: Path, monkeypatch: pyt
         found = head(states, whole.get_input_embeddings().weight)
     torch.testing.assert_close(found, expected)
     assert backbones.load_masked_head("e5-small-q4") is None
+
+
+@pytest.mark.parametrize("kind", [DistilBertConfig, ElectraConfig])
+def test_an_encoder_that_cannot_take_the_head_is_refused(kind: type) -> None:
+    """DistilBERT has no hidden_act, ELECTRA's word embeddings are of another width (128)."""
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    with pytest.raises(ValueError, match=f"'{kind.model_type}' cannot take LAKM's head"):
+        LakmForQuestionAnswering(LakmConfig(encoder=kind(**sizes)))
 
 
 def test_loss_is_the_cross_entropy_of_the_masked_tokens(backbone: Path) -> None:

@@ -97,6 +97,8 @@ def test_an_answer_that_crosses_the_windows_edge_is_outside():
     assert at == [None, (0, 1), (8, 9), None]
     unseen = Answer("a \u200b", 19)  # MLQA has answers that end so where the context does
     assert answer_tokens([unseen], starts, ends) == (9, 9)
+    unseen = [Answer(text, start) for text, start in ((" \u200bab", 8), (" ", 9), ("\xa0\n", 20), ("a ab", 7))]
+    assert [answer_tokens([one], starts, ends) for one in unseen] == [(0, 1), None, None, None]
     assert answer_tokens([], starts, ends) is None
     assert answer_tokens([Answer("a", 0)], starts[:0], ends[:0]) is None
 

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import unicodedata
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import huggingface_hub
@@ -403,3 +405,30 @@ def test_answer_offsets_cut_the_answers(e5):
                 assert text == wanted or spans[0][0] < first or spans[-1][1] > last
                 exact, count = exact + (text == wanted), count + 1
     assert count and exact / count > 0.95
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as a hub does when it is asked whether it is there."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *given) -> None:
+        """Say nothing."""
+
+
+def test_a_hub_that_was_away_is_asked_again_and_one_that_answered_is_not(monkeypatch):
+    backbones._reach_hub.cache_clear()
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")  # where nobody listens
+    assert not backbones._hub_answers()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    answering = threading.Thread(target=server.handle_request)
+    answering.start()
+    assert backbones._hub_answers()
+    answering.join()
+    server.server_close()
+    assert backbones._hub_answers()
+    backbones._reach_hub.cache_clear()

@@ -21,7 +21,9 @@ from toy import (
     twin,
     without_gold,
 )
+from transformers import ModernBertConfig
 
+from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
 from xsta_lib.training import cpu
 from xsta_lib.training.cpu import PRODUCTS, clear_gradients, cut, products, tuned
@@ -163,6 +165,21 @@ def test_attention_by_products_is_attention(kind):
         gradient, logits = gradients(plain, batch), plain.eval()(**full).start_logits
         plain.train()
     torch.testing.assert_close((gradient, logits), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_of_another_kind_keeps_its_attention():
+    """ModernBERT's layers look at a window of four tokens; products mask padding alone."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    encoder = ModernBertConfig(vocab_size=60, local_attention=4, pad_token_id=0, initializer_range=0.2, **sizes)
+    model, batch = XStaForQuestionAnswering(XStaConfig.plain(encoder=encoder)).eval(), pair_batch(3)
+    with torch.no_grad():
+        read = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        expected = model.encode(**read).states
+        assert model.encoder.config._attn_implementation == "sdpa"
+        with in_parts(model, bf16=True):
+            found = model.encode(**read).states
+    real = read["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-5)
 
 
 def test_answering_amid_training_gives_its_way_of_reading_back():

@@ -106,6 +106,21 @@ def test_compiling_changes_nothing(preset: str, options: dict[str, Any], fresh_c
 
 
 @pytest.mark.heavy
+def test_more_languages_than_pytorchs_limit_are_all_compiled(
+    fresh_compiler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    languages = ["en", *(f"l{number}" for number in range(8))]
+    passes = Passes(tiny_model("plain", layers=1, normalisation="per-language", languages=languages))
+    passes.compile(backend="eager", dynamic=True)
+    batch = pair_batch()
+    del batch["source"]
+    for language in languages:
+        assert passes(**batch | {"language": language}).loss.isfinite()
+
+
+@pytest.mark.heavy
 def test_compiling_changes_no_prediction(fresh_compiler: Any) -> None:
     """At test time the choice of running averages may split the graph; the distributions stay."""
     model, batch = trained_statistics(tiny_model(layers=1, sharing_layer=1)), without_gold(pair_batch())

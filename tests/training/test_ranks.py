@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from xsta_lib.baselines.aacl import AaclConfig, AaclForQuestionAnswering, AaclTrainer
 from xsta_lib.data.batches import Part
 from xsta_lib.data.protocols import TestSet, load_protocol
 from xsta_lib.data.windows import WindowSpec, build_windows, pair_windows
@@ -28,34 +29,46 @@ pytestmark = pytest.mark.heavy  # it starts processes
 TOLERANCE = 2e-5  # float32 sums in another order, over ten steps
 
 
-def train_and_answer(folder: Path, backbone: Path, **changes) -> dict[str, torch.Tensor]:
-    """Train a tiny X-STA without dropout, answer some questions; every rank calls this. Returns the weights.
+def train(folder: Path, backbone: Path, kind=XStaForQuestionAnswering, config=None, trainer=Trainer, **changes):
+    """Train a tiny X-STA (or another model) without dropout; every rank calls this. Returns model and tokenizer.
 
     25 English rows and 17 pairs in batches of 6: the last batches have one and five rows, fewer and unevenly more than
     there are ranks.
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model, tokenizer = XStaForQuestionAnswering.from_backbone(
-        str(backbone), XStaConfig(sharing_layer=2), ["en", "de"], dropout=0.0
-    )
+    config = config or XStaConfig(sharing_layer=2)
+    model, tokenizer = kind.from_backbone(str(backbone), config, ["en", "de"], dropout=0.0)
     torch.nn.init.normal_(model.qa_outputs.weight, std=0.5)
     data, spec = load_protocol("demo"), WindowSpec(max_length=128, stride=16)
     source = build_windows(data.train[:40], tokenizer, spec)
     target = build_windows(data.parallel["de"][:40], tokenizer, spec)
     parts = [Part("en", source), Part("de", target, source, pair_windows(target, source, by_answer=True))]
     settings = {"steps": STEPS, "batch_size": 6, "learning_rate": 3e-3, "log_every": 1, "precision": "fp32"} | changes
-    trainer = Trainer(model, parts, TrainingConfig(**settings), tokenizer.pad_token_id, folder)
-    english, pairs = ([row for row in trainer.rows if (row.source >= 0) == paired] for paired in (False, True))
-    trainer.rows = english[:25] + pairs[:17]
+    trainer = trainer(model, parts, TrainingConfig(**settings), tokenizer.pad_token_id, folder)
+    english, others = ([row for row in trainer.rows if row.part == part] for part in (0, 1))
+    trainer.rows = english[:25] + others[:17]
     trainer.train(progress=False)
-    test = data.tests[0]
+    return model, tokenizer
+
+
+def train_aacl(folder: Path, backbone: Path) -> None:
+    """Train a tiny AA-CL: five steps of each of its stages."""
+    train(folder, backbone, AaclForQuestionAnswering, AaclConfig(), AaclTrainer)
+
+
+def train_and_answer(folder: Path, backbone: Path, **changes) -> dict[str, torch.Tensor]:
+    """Train a tiny X-STA and answer some questions; every rank calls this. Returns the weights."""
+    (model, tokenizer), test = train(folder, backbone, **changes), load_protocol("demo").tests[0]
     questions = {language: test.questions[language][:7] for language in ("en", "de", "zh")}
     few = TestSet("demo", "mlqa", questions, questions["en"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "has_bf16", lambda device: False)  # it would round flat ones to other answers
         found, _ = evaluate_once(folder / "predictions", model, tokenizer, few, "gold", ("calibrated",), progress=False)
     assert [values["n"] for values in found["calibrated"].metrics.values()] == [7, 7, 7]
+    place = folder / ("elsewhere" if ranks.rank() else "predictions")  # kept answers are rank 0's, for all
+    again, _ = evaluate_once(place, None, tokenizer, few, "gold", ("calibrated",), progress=False)
+    assert again["calibrated"] == found["calibrated"]
     return model.state_dict()
 
 
@@ -63,12 +76,13 @@ RUNNER = """
 import sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
-from test_ranks import train_and_answer
+from test_ranks import train_aacl, train_and_answer
 from xsta_lib.training import ranks
 ranks.start()
 assert ranks.world_size() == 2
 for folder, changes in {runs!r}:
     train_and_answer(Path(folder), Path({backbone!r}), **changes)
+train_aacl(Path({aacl!r}), Path({backbone!r}))
 """
 
 
@@ -81,12 +95,14 @@ def log(folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, backbone) -> dict[str, Path]:
     """One process's run, two processes' run, and a run of two that was stopped half way and resumed."""
-    made = {name: tmp_path_factory.mktemp(name) for name in ("one", "two", "resumed")}
+    made = {name: tmp_path_factory.mktemp(name) for name in ("one", "two", "resumed", "aa-cl", "aa-cl of two")}
     train_and_answer(made["one"], backbone, save_every=STEPS)
+    train_aacl(made["aa-cl"], backbone)
     runs = [(str(made["two"]), {"save_every": STEPS}), (str(made["resumed"]), {"save_every": STEPS // 2, "keep": 2})]
     code = made["two"] / "run.py"
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    code.write_text(RUNNER.format(paths=paths, runs=runs, backbone=str(backbone)), "utf-8")
+    names = {"backbone": str(backbone), "aacl": str(made["aa-cl of two"])}
+    code.write_text(RUNNER.format(paths=paths, runs=runs, **names), "utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(code)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -98,6 +114,13 @@ def test_two_processes_give_the_losses_of_one(folders):
     one, two = log(folders["one"]), log(folders["two"])
     assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, STEPS + 1))
     assert any("teacher" in line for line in one) and any("teacher" not in line for line in one)
+    for left, right in zip(one, two, strict=True):
+        assert right == pytest.approx(left, rel=1e-4, abs=TOLERANCE), left["step"]
+
+
+def test_two_processes_give_the_losses_of_aacl_in_one(folders):
+    one, two = log(folders["aa-cl"]), log(folders["aa-cl of two"])
+    assert {"margin", "contrast"} < {name for line in one for name in line}
     for left, right in zip(one, two, strict=True):
         assert right == pytest.approx(left, rel=1e-4, abs=TOLERANCE), left["step"]
 

@@ -1,6 +1,7 @@
 """The loop: the loss falls, a killed run resumes bit for bit, bad checkpoints and losses stop with a reason."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 from toy import both_passes
 
@@ -17,19 +19,21 @@ from xsta_lib.data import files
 from xsta_lib.data.batches import Part, epoch_batches
 from xsta_lib.data.protocols import load_protocol
 from xsta_lib.data.windows import WindowSpec, build_windows, pair_windows
+from xsta_lib.experiments.experiment import OTHER_FORMS
 from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
 from xsta_lib.training.checkpoints import CheckpointError, newest_checkpoint
 from xsta_lib.training.configuration import TrainingConfig, learning_rate
+from xsta_lib.training.log import RunLog
 from xsta_lib.training.trainer import Trainer, TrainingError, make_optimizer
 
 STEPS = 12
 
 
-def make_trainer(folder: Path, backbone: Path, languages=("de",), dropout=0.1, **changes) -> Trainer:
+def make_trainer(folder: Path, backbone: Path, languages=("de",), dropout=0.1, form=None, **changes) -> Trainer:
     """A trainer of a tiny X-STA (dropout on) on 24 English rows and 24 pairs a language, batches of 8."""
     torch.manual_seed(0)
-    config = XStaConfig(sharing_layer=2)
+    config = XStaConfig(sharing_layer=2, **(form or {}))
     model, tokenizer = XStaForQuestionAnswering.from_backbone(
         str(backbone), config, ["en", *languages], dropout=dropout
     )
@@ -64,6 +68,14 @@ def test_loss_falls_and_is_logged(tmp_path, backbone):
     assert pairs and {"source", "target", "sentence", "token", "lambda", "teacher_mass"} <= set(pairs[0])
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert written == log
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS, ids=str)
+def test_every_form_takes_a_step_that_is_watched(backbone, form):
+    trainer = make_trainer(None, backbone, form=form)
+    values = trainer.train_step([row for row in trainer.rows if row.source >= 0][:4])
+    shares = {name: value for name, value in values.items() if name.startswith("share_")}
+    assert all(map(math.isfinite, shares.values())) and (shares["share_teacher"] == 0) == ("teacher_gradient" in form)
 
 
 def kill(*given) -> None:
@@ -202,12 +214,29 @@ def test_nan_stops_with_step_and_ids(tmp_path, backbone):
 
 
 def test_a_gradient_that_is_not_finite_touches_no_weight(backbone):
-    trainer = make_trainer(None, backbone, precision="fp32")
+    trainer = make_trainer(None, backbone, precision="fp32", steps=3)
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
-    trainer.model.qa_outputs.weight.register_hook(lambda gradient: gradient * float("inf"))
+    fault = trainer.model.qa_outputs.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(TrainingError, match=r"the gradient is not finite at step 1 \(en, ids"):
         trainer.train_step(trainer.rows[:4])
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+    fault.remove()
+    assert trainer.train(progress=False).steps == 3  # from the step that failed on
+    assert not torch.equal(trainer.model.qa_outputs.weight, before["qa_outputs.weight"])
+
+
+def test_a_step_that_the_scaler_leaves_out_has_no_norm(backbone):
+    """With a scaler, as float16 has it: Infinity is no JSON, and would be the mean of a whole line."""
+    trainer = make_trainer(None, backbone, precision="fp32", steps=3)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=trainer.accelerator.scaler)
+    pairs = [row for row in trainer.rows if row.source >= 0][:4]
+    fault = trainer.model.qa_outputs.weight.register_hook(lambda gradient: gradient * float("inf"))
+    values = trainer.train_step(pairs)
+    assert "grad_norm" not in values and all(map(math.isfinite, values.values()))
+    assert not [name for name in values if name.startswith("share_")]  # its gradients would be without the factor
+    fault.remove()
+    assert trainer.train_step(pairs)["grad_norm"] > 0
 
 
 def test_a_run_from_the_start_leaves_nothing_of_an_older_one(tmp_path, backbone):
@@ -236,6 +265,14 @@ def test_best_weights_come_back(tmp_path, backbone):
         assert torch.equal(value, kept[4][name]), name
     assert set(load_file(str(tmp_path / "best.safetensors"))) == set(kept[4])
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-000000{n}" for n in (4, 6, 8)]
+
+
+def test_without_a_folder_no_step_is_called_the_best(backbone):
+    trainer = make_trainer(None, backbone, steps=2, evaluate_every=1, save_every=0)
+    trainer.evaluate = lambda: 10.0 - trainer.step
+    result = trainer.train(progress=False)
+    assert [line["validation_f1"] for line in result.log if "validation_f1" in line] == [9.0, 8.0]
+    assert (result.best_score, result.best_step) == (None, None)
 
 
 def test_no_decay_on_scalars_biases_and_norms(backbone):
@@ -304,6 +341,16 @@ def test_back_translations_are_not_shared(backbone):
         Trainer(trainer.model, [part], TrainingConfig(steps=1, share_source=True), trainer.pad_id)
 
 
+def test_two_sources_are_not_shared_and_no_rows_not_trained_on(backbone):
+    trainer = make_trainer(None, backbone)
+    english, part = trainer.parts
+    other = Part("es", part.target, part.target, part.paired)
+    with pytest.raises(ValueError, match="share_source needs parts that all have the same Windows"):
+        Trainer(trainer.model, [english, part, other], TrainingConfig(steps=1, share_source=True), trainer.pad_id)
+    with pytest.raises(ValueError, match="no rows to train on"):
+        Trainer(trainer.model, trainer.parts, trainer.config, trainer.pad_id, rows=[])
+
+
 def test_batches_that_share_sources_hold_every_row_once_and_units_whole(backbone):
     trainer = make_trainer(None, backbone, languages=("de", "es"))
     batches = epoch_batches(trainer.parts, trainer.rows, 7, 1, 0, share_source=True)
@@ -320,6 +367,10 @@ def test_running_out_of_memory_says_what_to_lower(backbone, monkeypatch):
     def exhausted(*given, **named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.optimizer, "step", exhausted)  # AdamW's moments, twice the weights, come with the first
+        with pytest.raises(TrainingError, match="out of memory at step 1, a batch of 5 rows"):
+            trainer.train_step(trainer.rows[:5])
     monkeypatch.setattr(trainer.passes, "forward", exhausted)
     with pytest.raises(TrainingError, match="a batch of 5 rows: raise accumulation .* lower batch_size"):
         trainer.train_step(trainer.rows[:5])
@@ -347,6 +398,13 @@ def test_a_line_a_log_step_says_what_is_left(tmp_path, backbone, capsys):
     assert lines == [1, 2] and "step 2/4" not in capsys.readouterr().out
 
 
+def test_a_line_shows_what_every_method_learns_by():
+    names = ("target", "teacher", "own_teacher", "own_token", "distance", "margin", "contrast", "knowledge")
+    line = RunLog(None, False, 4).text({"step": 1, "seconds": 1.0, "grad_norm": 2.0, **dict.fromkeys(names, 0.5)})
+    assert line == f"step 1/4: {', '.join(name.replace('_', ' ') + ' 0.5' for name in names)}, 00:03 left"
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("option", ["gradient_checkpointing", pytest.param("compile", marks=pytest.mark.heavy)])
 def test_ways_to_run_change_nothing(backbone, option):
     losses = []
@@ -354,5 +412,8 @@ def test_ways_to_run_change_nothing(backbone, option):
         trainer = make_trainer(None, backbone, precision="fp32", dropout=0.0, **changes)
         if option == "compile":
             trainer.passes.compile(backend="eager", dynamic=True)  # inductor takes minutes
-        losses.append([trainer.train_step(trainer.rows[i : i + 4])["loss"] for i in (0, 24, 28)])
+        pairs = [row for row in trainer.rows if row.source >= 0]
+        values = [trainer.train_step(rows) for rows in (pairs[:4], trainer.rows[:4], pairs[4:8])]
+        assert ("share_teacher" in values[0]) == ("compile" not in changes)  # that needs a second backward pass
+        losses.append([one["loss"] for one in values])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

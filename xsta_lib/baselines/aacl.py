@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForQuestionAnswering
 
 from ..data.batches import Part, Row, collate_windows, rows_of
+from ..model import batch
 from ..model.modeling import Encoded, XStaForQuestionAnswering, span_loss
 from ..prediction.predictor import MAX_ANSWER_TOKENS
 from ..training.configuration import TrainingConfig
@@ -87,7 +88,7 @@ def margin_loss(logits: Tensor, context: Tensor, gold: Tensor, holds: Tensor, co
     rows = torch.arange(len(gold), device=gold.device)
     own = logits[rows, gold[:, 0], 0] + logits[rows, gold[:, 1], 1]
     last = best[:, count - 1] if best.shape[1] >= count else torch.full_like(own, -torch.inf)
-    return (F.relu(margin + last - own) * holds).sum() / holds.sum().clamp_min(1)
+    return batch.mean((F.relu(margin + last - own) * holds).sum(), holds.sum(), len(gold))
 
 
 def info_nce(anchor: Tensor, positive: Tensor, negatives: Tensor, exists: Tensor, temperature: float) -> Tensor:
@@ -138,7 +139,7 @@ class AaclForQuestionAnswering(XStaForQuestionAnswering):
             exists.append(scores > -torch.inf)
         losses = info_nce(*gold, torch.cat(negatives, 1), torch.cat(exists, 1), self.config.temperature)
         both = target.holds_answer.bool() & source.holds_answer.bool()
-        return (losses * both).sum() / both.sum().clamp_min(1)
+        return batch.mean((losses * both).sum(), both.sum(), len(both))
 
     def loss_terms(self, target: Encoded, source: Encoded | None, *others: Tensor | None) -> dict[str, Tensor]:
         """The target's span loss, and the ``margin`` of stage 1 or the ``contrast`` of stage 2."""

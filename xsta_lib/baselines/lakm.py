@@ -20,6 +20,7 @@ from ..data.batches import Part, Row, endless_batches, rows_of
 from ..data.protocols import ProtocolData
 from ..data.windows import WindowSpec, build_windows, window_cache
 from ..encoders.backbones import load_masked_head
+from ..model import batch
 from ..model.modeling import XStaForQuestionAnswering, XStaOutput
 from ..training.configuration import TrainingConfig
 from ..training.trainer import Trainer
@@ -60,12 +61,20 @@ class MaskedTokenHead(nn.Module):
 
 
 class LakmForQuestionAnswering(XStaForQuestionAnswering):
-    """The plain reader with a head for masked tokens: the checkpoint's own, where it has one, else a new one."""
+    """The plain reader with a head for masked tokens: the checkpoint's own, where it has one, else a new one.
+
+    Raises:
+        ValueError: the encoder cannot take BERT's head.
+    """
 
     config_class = LakmConfig
 
     def __init__(self, config: LakmConfig, encoder=None):
         super().__init__(config, encoder)
+        told = all(hasattr(config.encoder, name) for name in ("hidden_act", "layer_norm_eps"))
+        if not told or self.get_input_embeddings().embedding_dim != config.encoder.hidden_size:
+            said = "it must say hidden_act and layer_norm_eps, and its word embeddings be as wide as its states"
+            raise ValueError(f"encoder {config.encoder.model_type!r} cannot take LAKM's head for masked tokens: {said}")
         self.masked_head = MaskedTokenHead(config.encoder)
 
     @classmethod
@@ -91,7 +100,7 @@ class LakmForQuestionAnswering(XStaForQuestionAnswering):
         masked = masked_labels >= 0
         parts = zip(states[masked].split(TOGETHER), masked_labels[masked].split(TOGETHER), strict=True)
         sums = [checkpoint(self.masked_loss, *part, use_reentrant=False) for part in parts]
-        loss = torch.stack(sums).sum() / masked.sum()
+        loss = batch.mean(torch.stack(sums).sum(), masked.sum(), len(masked))
         return XStaOutput(loss=loss, losses={"knowledge": loss})
 
     def masked_loss(self, states: Tensor, labels: Tensor) -> Tensor:

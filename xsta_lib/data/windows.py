@@ -28,7 +28,7 @@ from .squad import Answer, Question, name_first
 
 LOG = logging.getLogger(__name__)  # a line on the screen unless the user configures otherwise
 # Raise when the meaning of a cached window changes; older caches are then built anew.
-CODE_VERSION = 3
+CODE_VERSION = 4
 LARGE = 10_000  # questions; more are built by all cores
 BATCH = 200  # questions that are tokenised at once
 
@@ -143,8 +143,9 @@ def answer_tokens(answers: Sequence[Answer], starts: np.ndarray, ends: np.ndarra
     if not answers or not len(starts):
         return None
     answer = answers[0]
-    beyond = answer.text[max(0, int(ends[-1]) - answer.start) :]  # some tokenizers drop spaces and U+200B at the end
-    if answer.start < starts[0] or any(unicodedata.category(character)[0] not in "ZC" for character in beyond):
+    # some tokenizers drop spaces and U+200B at the ends
+    outside = answer.text[: max(0, int(starts[0]) - answer.start)] + answer.text[max(0, int(ends[-1]) - answer.start) :]
+    if any(unicodedata.category(character)[0] not in "ZC" for character in outside):
         return None
     first = int(np.searchsorted(ends, answer.start, side="right"))
     last = int(np.searchsorted(starts, answer.end, side="left")) - 1

@@ -200,10 +200,14 @@ def _folder(name: str) -> Path | None:
 
 
 @cache
+def _reach_hub() -> None:
+    huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+
+
 def _hub_answers() -> bool:
-    """Whether the hub can be reached; asked once, so that nobody waits for every file's retries."""
+    """Whether the hub can be reached, so that nobody waits for every file's retries; asked until it answers once."""
     try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+        _reach_hub()  # an exception is not kept
     except Exception:  # no network, no such host, HF_HUB_OFFLINE: each client has exceptions of its own
         return False
     return True

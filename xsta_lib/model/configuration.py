@@ -84,8 +84,8 @@ class XStaConfig(PreTrainedConfig):
         sentence_states: sentence vectors from ``hidden`` or ``normalised`` states.
         sentence_projection: a shared Linear + tanh behind the mean (the release).
         token_alignment: entropy of the ``hidden`` states' attention, or of the ``cross-attention`` (the release).
-        token_alignment_gradient: let the gradients of the ``hidden`` form flow into the source's states too; those of
-            the release's form never do.
+        token_alignment_gradient: let the gradients of the ``hidden`` form flow into the source's states too. The
+            release's form goes by ``sharing``: under ``gdks`` a pair's source gets none.
         source_rows: what rows of the source language (S = T) carry in training: ``all`` terms, their own pass being
             their source, or the ``span`` loss alone.
         alpha, gamma, zeta, eta: weights of section 3.5: source span loss (the target's is 1 - alpha), teacher,

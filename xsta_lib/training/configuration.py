@@ -50,7 +50,8 @@ class TrainingConfig:
             normalisation statistics are then those of a part.
         gradient_checkpointing: keep fewer activations and compute them again backwards.
         freeze_embeddings: leave the word embeddings as the backbone has them.
-        compile: ``torch.compile`` the model (with dynamic lengths); pays on a GPU, after minutes of compiling.
+        compile: experimental: ``torch.compile`` the model (with dynamic lengths), minutes of compiling first, anew for
+            every language; whether that pays was not measured.
         log_every, evaluate_every, save_every: in steps; 0 never evaluates or saves on the way.
         keep: how many checkpoints stay beside the best weights.
         tracker: a tracker that Accelerate knows, by name, such as ``tensorboard`` or ``wandb``; it must be installed.

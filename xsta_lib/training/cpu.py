@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..model.modeling import XStaForQuestionAnswering
-from ..model.sharing import SharingContext, fit_length
+from ..model.sharing import ENCODERS, SharingContext, fit_length
 from . import ranks
 
 PRODUCTS = "xsta_products"
@@ -76,8 +76,9 @@ def tuned(model: XStaForQuestionAnswering, bf16: bool) -> Iterator[None]:
 
     On a CPU a batch is read in parts (:func:`read_in_groups`), word embeddings get sparse gradients, and under bfloat16
     attention is plain matrix products: PyTorch's fused attention is slower there (2.13, most of all backwards). An
-    attention other than the fused one stays as it was chosen. The release's token alignment looks at what padding
-    attends to, so its batches are read whole.
+    attention other than the fused one stays as it was chosen, and so does that of encoders that are not built like
+    BERT: they may mask more than padding (ModernBERT's layers look at a window). The release's token alignment looks at
+    what padding attends to, so its batches are read whole.
 
     Args:
         model: on its device; it is left as it was.
@@ -96,7 +97,8 @@ def tuned(model: XStaForQuestionAnswering, bf16: bool) -> Iterator[None]:
             if alone and torch.is_grad_enabled() and embeddings.weight.requires_grad:
                 _replace(undo, embeddings, "sparse", True)
                 _replace(undo, embeddings.weight, "grad", torch.zeros_like(embeddings.weight))
-        if bf16 and model.encoder.config._attn_implementation == "sdpa":
+        plain = model.encoder.config.model_type in ENCODERS
+        if bf16 and plain and model.encoder.config._attn_implementation == "sdpa":
             model.encoder.set_attn_implementation(PRODUCTS)
             undo.callback(model.encoder.set_attn_implementation, "sdpa")
             if hasattr(model.sharing_layer, "attend"):

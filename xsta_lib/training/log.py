@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 from ..data.files import write_text_atomically
 from ..model.modeling import XStaForQuestionAnswering
 
-SHOWN = ("loss", "source", "target", "teacher", "sentence", "token", "distance", "lambda", "learning_rate")
+SHOWN = ("loss", "source", "target", "teacher", "sentence", "token", "own_teacher", "own_sentence", "own_token")
+SHOWN += ("distance", "margin", "contrast", "knowledge", "lambda", "learning_rate")
 
 
 def means(window: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -26,22 +27,28 @@ def means(window: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def gradient_shares(model: XStaForQuestionAnswering, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """How strongly each weighted term pulls, beside the span losses: ``share_<term>``, norms' quotients.
 
-    Gradients are taken on the layer below the sharing one, through which all terms go, before accumulation.
+    Gradients are taken on the layer below the sharing one, through which all terms go, before accumulation; where
+    nothing shares (AA-CL) and there are fewer layers, on the last one. A term that does not reach it pulls with 0.
 
     Args:
         model: whose terms these are.
         losses: by name, with their graphs, which are kept.
+
+    Returns:
+        The shares; none where no term is beside the span losses, or the encoder's layers are not built like BERT's.
     """
     weights, spans = model.weights(losses), ("source", "target")
-    if not set(losses) - set(spans):
+    layers = getattr(getattr(model.encoder, "encoder", None), "layer", None)
+    if not set(losses) - set(spans) or layers is None:
         return {}
-    below = [model.encoder.embeddings, *model.encoder.encoder.layer][model.config.sharing_layer - 1]
+    below = [model.encoder.embeddings, *layers][min(model.config.sharing_layer - 1, len(layers))]
     words = model.encoder.get_input_embeddings().weight
     moved = [parameter for parameter in below.parameters() if parameter.requires_grad and parameter is not words]
 
     def norm(loss: Tensor) -> Tensor:
         pulls = torch.autograd.grad(loss, moved, retain_graph=True, allow_unused=True)
-        return torch.stack([pull.float().norm() for pull in pulls if pull is not None]).norm()
+        norms = [pull.float().norm() for pull in pulls if pull is not None]
+        return torch.stack(norms).norm() if norms else loss.new_zeros(())
 
     span = norm(sum(weights[name] * losses[name] for name in spans if name in losses)).clamp_min(1e-12)
     return {f"share_{name}": norm(weights[name] * losses[name]) / span for name in losses if name not in spans}

@@ -34,6 +34,9 @@ def average_outputs(outputs: Sequence[XStaOutput], rows: Sequence[int]) -> XStaO
     )
 
 
+VARIANTS = 8  # of a language's compiled passes: one row or more, the source shorter or longer, with gold or without
+
+
 class Passes(nn.Module):
     """What a step computes in one call (one autocast, one synchronised backward): the source's pass, then its targets'.
 
@@ -44,6 +47,15 @@ class Passes(nn.Module):
     def __init__(self, model: XStaForQuestionAnswering):
         super().__init__()
         self.model = model
+
+    def compile(self, *args, **kwargs) -> None:
+        """As for any module, with room for every language's variants: its name is a constant in the compiled code.
+
+        PyTorch's own limit is 8 in all, and what is over it runs uncompiled.
+        """
+        settings, needed = torch._dynamo.config, VARIANTS * len(self.model.config.languages)
+        settings.recompile_limit = max(settings.recompile_limit, needed)
+        super().compile(*args, **kwargs)
 
     def forward(
         self, source: Mapping | None = None, targets: Sequence[Mapping] = (), **target: Tensor | str

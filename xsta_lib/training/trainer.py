@@ -47,8 +47,9 @@ class TrainingResult:
         steps, sequences, tokens: made and read by all steps together, both sides of pairs, without padding.
         extra: the part of these four that a method spends beside the span batches it is compared on, by what it does
             there (another task's steps, a stage that comes first).
-        best_score, best_step: the best validation score and its step, where the run was validated.
-        data: a key of the training questions (:meth:`~xsta_lib.data.protocols.ProtocolData.digest`).
+        best_score, best_step: the best validation score and its step, where the run was validated and has a folder.
+        data: a key of the training questions, and behind it of those that selected (``digest`` and ``selection`` of
+            :class:`~xsta_lib.data.protocols.ProtocolData`).
         peak_memory_bytes, provenance: of the process that finished the training.
     """
 
@@ -101,7 +102,8 @@ class Trainer:
         config: the settings.
         pad_id: the tokenizer's padding id.
         folder: where log, checkpoints and the best weights go; ``None`` keeps nothing.
-        evaluate: returns the selection score of the model as it is (mean F1 over the validation languages).
+        evaluate: returns the selection score of the model as it is (mean F1 over the validation languages). The weights
+            that score best come back at the end; without a folder the last ones stay, and scores are only logged.
         rows: the rows to train on; all rows of the parts by default.
         run: a name that a checkpoint must carry to be resumed; the settings by default.
         on_log: takes all log lines so far after each new one (a live curve).
@@ -112,8 +114,8 @@ class Trainer:
     rows, and the steps are those of one process with the whole batch.
 
     Raises:
-        ValueError: no steps; a tracker that is not installed; ``share_source`` in several processes or with
-            back-translations.
+        ValueError: no steps or no rows; a tracker that is not installed; ``share_source`` in several processes, with
+            back-translations or with parts that have not one source.
     """
 
     def __init__(
@@ -137,12 +139,17 @@ class Trainer:
             raise ValueError("share_source works in one process; leave it off under torchrun")
         if config.share_source and any(part.back is not None for part in parts):
             raise ValueError("share_source reads gold sources for all languages, not back-translations; leave it off")
+        if config.share_source and len({id(part.source) for part in parts if part.source is not None}) > 1:
+            raise ValueError("share_source needs parts that all have the same Windows as their source; leave it off")
         self.parts, self.config, self.pad_id, self.evaluate = parts, config, pad_id, evaluate
         self.rows = list(rows) if rows is not None else rows_of(parts)
+        if not self.rows:
+            raise ValueError("there are no rows to train on; give parts that hold windows")
         self.run = run or json.dumps(asdict(config), sort_keys=True)
         self.on_log, self.model, self.gold_probability = on_log, model, gold_probability
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})  # the second name is that of older versions of transformers
         model.encoder.get_input_embeddings().weight.requires_grad_(not config.freeze_embeddings)
         passes = Passes(model)
         if config.compile:
@@ -193,12 +200,9 @@ class Trainer:
 
     def _step(self, batch: Sequence[Row]) -> None:
         """:meth:`train_step`, whose values stay on the device, which computes on meanwhile, until :meth:`_fetch`."""
-        self.passes.train()
-        back, pieces, task = self.reads_back_translation(batch), self._pieces(batch), self.task()
-        totals: dict[str, torch.Tensor] = {}
+        task, rate = self.task(), learning_rate(self.config, self.step)
         try:
-            for number, piece in enumerate(pieces, 1):
-                self._read(piece, len(batch), back, number == len(pieces), totals)
+            names, values = self._update(batch, rate)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or should_reduce_batch_size(error):
                 raise TrainingError(
@@ -206,6 +210,16 @@ class Trainer:
                     f"{self.config.accumulation}), set gradient_checkpointing, or lower batch_size. {self._saved()}"
                 ) from error
             raise
+        self.step += 1
+        self.pending.append(_Pending(self.step, batch, task, rate, names, values))
+
+    def _update(self, batch: Sequence[Row], rate: float) -> tuple[list[str], torch.Tensor]:
+        """A batch's gradients and the weights' step; the names of its loss, terms and counts, and their values."""
+        self.passes.train()
+        back, pieces = self.reads_back_translation(batch), self._pieces(batch)
+        totals: dict[str, torch.Tensor] = {}
+        for number, piece in enumerate(pieces, 1):
+            self._read(piece, len(batch), back, number == len(pieces), totals)
         norm = self.accelerator.clip_grad_norm_(self.passes.parameters(), self.config.max_grad_norm)
         totals["grad_norm"] = norm.detach() / ranks.world_size()  # the same on every rank
         values = ranks.sum_over_ranks(torch.stack([value.float() for value in totals.values()]))
@@ -213,13 +227,11 @@ class Trainer:
             finite = values[[*totals].index("loss")].isfinite() & norm.isfinite()
             self.broken = (~finite).float() if self.broken is None else torch.maximum(self.broken, (~finite).float())
             self.optimizer.optimizer.found_inf = self.broken  # the fused AdamW then changes nothing, from here on
-        rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         clear_gradients(self.model, self.optimizer)
-        self.step += 1
-        self.pending.append(_Pending(self.step, batch, task, rate, list(totals), values))
+        return list(totals), values
 
     def _fetch(self) -> list[dict[str, float]]:
         """The values of the steps since the last call, fetched from the device at once, and counted."""
@@ -230,8 +242,10 @@ class Trainer:
             line = dict(zip(step.names, own, strict=True)) | {"learning_rate": step.rate}
             if not math.isfinite(line["loss"]):
                 self._stop_on_nan(step, "loss")
-            if self.accelerator.scaler is None and not math.isfinite(line["grad_norm"]):
-                self._stop_on_nan(step, "gradient")
+            if not math.isfinite(line["grad_norm"]):
+                if self.accelerator.scaler is None:
+                    self._stop_on_nan(step, "gradient")
+                del line["grad_norm"]  # the scaler left this step out
             counts = {"steps": 1} | {name: round(line.pop(name)) for name in ("sequences", "tokens")}
             for name, count in counts.items():
                 setattr(self.result, name, getattr(self.result, name) + count)
@@ -257,7 +271,7 @@ class Trainer:
             for name, count in amount(inputs).items():
                 value = torch.full((), count / (world if few else 1), device=self.accelerator.device)
                 totals[name] = totals.get(name, 0.0) + value
-            if watched := self._watches(inputs):
+            if watched := not few and self._watches(inputs):
                 inputs["explain"] = True
             output = self.passes(**self._send(inputs))
             shares = gradient_shares(self.model, output.losses) if watched else {}
@@ -275,8 +289,12 @@ class Trainer:
                 totals[name] = totals.get(name, 0.0) + share * value.detach().float().mean()
 
     def _watches(self, inputs: Mapping) -> bool:
-        """Whether gradients and attention are looked at: of one process that reads one language's pairs."""
+        """Whether gradients and attention are looked at: of one process that reads one language's pairs.
+
+        A compiled backward pass frees what further ones need; in float16 gradients vanish without the scaler's factor.
+        """
         due = self.step % WATCH_EVERY == 0 and ranks.world_size() == 1
+        due = due and not self.config.compile and self.accelerator.scaler is None
         return due and "source" in inputs and "targets" not in inputs
 
     def _send(self, inputs: dict) -> dict:
@@ -290,6 +308,7 @@ class Trainer:
         return f"Last good checkpoint: {saved or 'none'}"
 
     def _stop_on_nan(self, step: _Pending, what: str) -> None:
+        self.step, self.broken = step.number - 1, None  # weights are those of before; a later call goes on from there
         language = self.parts[step.batch[0].part].language
         ids = [self.parts[row.part].target.id_of(row.target) for row in step.batch[:5]]
         raise TrainingError(
@@ -395,9 +414,9 @@ class Trainer:
             score = self.evaluate()
             self.result.log.append({"step": self.step, "validation_f1": score})
             self.log.add(self.result.log)
-            if self.result.best_score is None or score > self.result.best_score:
+            if self.folder and (self.result.best_score is None or score > self.result.best_score):
                 self.result.best_score, self.result.best_step = score, self.step
-                if self.folder and self.step < self.config.steps and self.accelerator.is_main_process:
+                if self.step < self.config.steps and self.accelerator.is_main_process:
                     with replacing(self.folder / "best.safetensors") as temporary:
                         save_file(model_tensors(self.model), str(temporary))
         if self.folder and self.config.save_every and self._due(self.config.save_every):
@@ -415,7 +434,7 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         state = load_checkpoint(path, self.model, self.optimizer, self.run, ranks.rank())
-        self.step = state["step"]
+        self.step, self.pending, self.broken = state["step"], [], None
         self.result = TrainingResult(**state["result"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
