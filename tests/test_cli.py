@@ -154,8 +154,23 @@ OPTIONS = ["batch-size", "epochs", "learning-rate", "seed", "steps", "accumulati
 @pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e400", "9" * 30])
 def test_numbers_are_refused_before_anything_is_read(place, option, value, monkeypatch):
     monkeypatch.setattr("xsta_lib.experiments.run.load_protocol", None)  # calling it would be a fault
-    status, screen = xsta("train", f"--{option}={value}")
+    monkeypatch.setattr("xsta_lib.data.protocols.load_protocol", None)
+    status, screen = xsta("train", "--strict", f"--{option}={value}")
     assert status in (1, 2) and f"--{option}" in screen, screen
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("figures --backbone mbert", "--backbone belongs to --inspect"),
+        ("evaluate --gold gold --predictions predictions --rule mlqa", "--rule mlqa needs --language"),
+    ],
+)
+def test_an_option_that_would_do_nothing_and_one_that_lacks_are_said(place, words, said):
+    status, screen = xsta(*words.split())
+    assert status == 1 and said in screen
+    status, screen = xsta("evaluate", "--gold", "gold", "--predictions", "predictions")
+    assert status == 0 and json.loads(screen.splitlines()[-1])["em"] == 100
 
 
 @pytest.mark.parametrize("option", ["batch-size", "epochs", "learning-rate", "accumulation", "keep", "steps"])

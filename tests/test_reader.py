@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -236,6 +238,7 @@ def test_an_english_side_gives_three_readings(ours):
     part = reader.answer(["Wer baute die Mühle?"] * 2, [GERMAN] * 2, "de", [None, source])
     assert part[1].score == pytest.approx(answer.score, rel=0.02)
     assert part[0].score == pytest.approx(reader.answer("Wer baute die Mühle?", GERMAN, "de").score, rel=0.02)
+    assert part[0].readings == {} and part[1].readings["target"] != part[1].readings["calibrated"]
     why = reader.explain("Wer baute die Mühle?", GERMAN, "de", source)
     assert why.answer == answer.text and list(why.moved()["answer"]) == [s.text for s in answer.readings.values()]
     weights = why.looked_at(3)
@@ -308,10 +311,18 @@ def test_what_is_cut_or_not_used_is_said(tmp_path, ours):
     with pytest.warns(UserWarning, match="1 questions in 'en' are read alone"):
         reader.answer("Who?", ENGLISH, "en", ("Who?", ENGLISH))
     with pytest.warns(UserWarning, match="1 questions are read alone: project needs their source, or translate"):
-        reader.answer("Wer?", GERMAN, "de", project=True)
+        reader.answer(["Wer?", "Who?"], [GERMAN, ENGLISH], ["de", "en"], project=True)  # English is its own source
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reader.answer("Wer?", GERMAN, "de", ("Who?", ENGLISH))
+
+
+def test_an_engine_is_opened_once(ours):
+    reader, opened = Reader(ours / "model", "cpu"), []
+    for _ in range(2):
+        assert reader.answer("Wer?", GERMAN, "de", translate="command:cat").source == ("Wer?", GERMAN)
+        opened.append(reader._engines["command:cat"])
+    assert opened[0] is opened[1] and len(reader._engines) == 1
 
 
 def test_a_notebook_shows_the_answer_in_its_context(ours):
@@ -580,6 +591,18 @@ def test_answers_of_another_context_or_option_are_not_taken_for_these(ours, tmp_
     (tmp_path / "answers.jsonl").write_text(json.dumps(answer) + "\n", "utf-8")
     with pytest.warns(UserWarning, match="1 answers of an older version are kept, though their context"):
         assert batch(tmp_path, ours)[1] == [answer]
+
+
+def test_answers_of_other_weights_of_the_same_name_are_not_taken_for_these(ours, tmp_path, capsys):
+    shutil.copytree(ours / "model", tmp_path / "model")
+    lines = [{"question": "Wer?", "context": GERMAN, "language": "de"}]
+    (answer,) = batch(tmp_path, tmp_path, lines=lines)[1]
+    assert batch(tmp_path, tmp_path) == (0, [answer]) and len(answer["weights"]) == 16
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"qa_outputs.weight": -weights["qa_outputs.weight"]}, path, {"format": "pt"})
+    assert batch(tmp_path, tmp_path) == (1, [answer])
+    assert "model had other weights when it answered; name another --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", ["notes", "{}", '{"model": "another', '{"id": 7, "model": ', "questions"])

@@ -18,6 +18,8 @@ from pathlib import Path
 from .options import build_parser
 
 DEMO_BYTES, DEMO_STEPS = 1_000_000_000, 40  # one model of 470 MB
+# The reader in the box, as encoders.packed has it, which takes seconds to import.
+BOXED = Path(__file__).with_name("readers") / "x-sta-e5-small"
 
 
 def _download(args: argparse.Namespace) -> None:
@@ -43,15 +45,14 @@ def _check(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from .data.protocols import load_protocol
-
-    source = {name: value for name, value in vars(args).items() if name == "source_language"}
-    data = load_protocol(args.protocol, strict=True, **source) if "strict" in vars(args) else None
     from .experiments.experiment import experiment
     from .experiments.run import run_experiment
     from .training.machine import peak_memory_bytes
 
-    given = {name: value for name, value in vars(args).items() if name not in ("command", "strict")}
-    for path in run_experiment(experiment(**given), data):
+    exp = experiment(**{name: value for name, value in vars(args).items() if name not in ("command", "strict")})
+    source = {"source_language": exp.source_language}
+    data = load_protocol(args.protocol, strict=True, **source) if "strict" in vars(args) else None
+    for path in run_experiment(exp, data):
         print(path)
     print(f"peak memory {peak_memory_bytes() / 2**30:.1f} GiB")
 
@@ -142,6 +143,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .data.squad import read_golds
     from .prediction.metrics import aggregate, compare_ids, read_predictions, score
 
+    if args.rule == "mlqa" and not args.language:
+        raise ValueError("--rule mlqa needs --language, the language of the contexts")
     golds, report = read_golds(args.gold)
     predictions = read_predictions(args.predictions)
     matching = compare_ids(predictions, dict(golds), Path(args.predictions).name)
@@ -149,7 +152,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(found, file=sys.stderr)
     if args.strict and report.faults() + matching.faults():
         raise ValueError("--strict: not scored, as not every question and prediction counts")
-    scores = [score(predictions.get(key), texts, args.language, args.rule) for key, texts in golds]
+    scores = [score(predictions.get(key), texts, args.language or "", args.rule) for key, texts in golds]
     print(json.dumps(aggregate(dict(enumerate(scores)))))
 
 
@@ -176,8 +179,14 @@ def _open_reader(model: str | None, detects: bool) -> "Reader":  # noqa: F821  (
         gc.enable()
 
 
+def _folder(model: str | None) -> Path:
+    """The folder that a reader's name means, such as that of the box; of an id on a hub there is none."""
+    boxed = model is None or model == BOXED.name and not Path(model).exists()
+    return BOXED if boxed else Path(model).expanduser().absolute()
+
+
 def _answer(args: argparse.Namespace) -> None:
-    from .data.files import read_text
+    from .data.files import read_text, weights_key, without_secrets
     from .prediction.lines import answer_lines, as_json, read_requests
 
     if bool(args.source_question) != bool(args.source_context):
@@ -190,16 +199,17 @@ def _answer(args: argparse.Namespace) -> None:
         raise ValueError(f"--project needs a source version: {need}")
     if args.output and not args.batch:
         raise ValueError("--output belongs to --batch; without it, send the answer on with > FILE")
-    model, count = args.model or "x-sta-e5-small", args.n_best
+    model, count = args.model or BOXED.name, args.n_best
     open_reader = partial(_open_reader, args.model, detects=not args.language)
     options = {"n_best": count or 3, "translate": args.translate, "project": args.project}
     if args.batch:
         output = Path(args.output) if args.output else None
-        model += f" with {args.translate}" * bool(args.translate) + ", projected" * args.project
+        weights = weights_key(_folder(args.model))
+        model += f" with {without_secrets(args.translate or '')}" * bool(args.translate) + ", projected" * args.project
         requests = read_requests(args.batch)
         if output and output.exists() and output.samefile(args.batch):
             raise ValueError(f"--output {output}: is the file of questions itself; name another one for the answers")
-        answer_lines(requests, open_reader, model, output, args.language, **options)
+        answer_lines(requests, open_reader, model, output, args.language, weights=weights, **options)
         return
     context = read_text("/dev/stdin" if args.context == "-" else args.context)
     source = (args.source_question, read_text(args.source_context)) if args.source_context else None
@@ -223,6 +233,8 @@ def _figures(args: argparse.Namespace) -> None:
     from .experiments.inspection import TEXTS, inspect_models
     from .plotting.results import write_figures
 
+    if args.backbone and not args.inspect:
+        raise ValueError("--backbone belongs to --inspect; the figures show the protocol's own backbone")
     if args.inspect and not inspect_models(args.protocol, backbone=args.backbone):
         need = f"its own x-sta run on this machine and a test set with its source ({', '.join(TEXTS)})"
         print(f"xsta: Figures 4 to 6 of {args.protocol!r} need {need}; the others are drawn", file=sys.stderr)
@@ -231,8 +243,9 @@ def _figures(args: argparse.Namespace) -> None:
 
 
 def _llm(args: argparse.Namespace) -> None:
+    from .experiments.frames import metrics_frame
     from .experiments.llm import run_llm
-    from .experiments.tables import markdown, metrics_frame, results_block
+    from .experiments.tables import markdown, results_block
 
     given = {name: value for name, value in vars(args).items() if name != "command"}
     path, record = run_llm(**given)
@@ -275,14 +288,15 @@ def _translate(args: argparse.Namespace) -> None:
 
 def _measure_projected(model: str | None) -> None:
     """A reader's answers with the source's mixed in: its scores, a row a reading."""
-    from .data.files import read_json
+    from .data.files import read_json, weights_key
     from .experiments.packing import score_table
     from .experiments.projected import measure_projected
     from .reader import Reader
 
     reader = Reader(model)
-    folder = Path(model or reader.name).absolute()
-    path = measure_projected(reader.predictor, (folder.parent if folder.name == "model" else folder).name)
+    folder = _folder(model)
+    name = (folder.parent if folder.name == "model" else folder).name
+    path = measure_projected(reader.predictor, name, weights=weights_key(folder))
     print(score_table({"xquad": read_json(path)["metrics"]}, rows_are="answer read from"))
     print(path)
 

@@ -100,14 +100,14 @@ class Reader:
         tongues = _languages(language, targets, self._languages)
         made = self._translate(translate, targets, tongues, sources, project) if translate else {}
         sources += made.values()
-        lacking = 0 if translate or not project else len(targets) - len(sources)
-        self._say_what_is_left_out(targets, sources, tongues, project, lacking)
+        self._say_what_is_left_out(targets, sources, tongues, project, bool(translate))
         self.predictor.alternatives = n_best
-        found = self._read(targets, tongues, sources, project)
-        answers = (
-            self._answer(target, *tongue, {name: by.get(tongue[0], {}).get(target.id) for name, by in found.items()})
-            for target, tongue in zip(targets, tongues, strict=True)
-        )
+        found, given, answers = self._read(targets, tongues, sources, project), {one.id for one in sources}, []
+        for target, (tongue, detected) in zip(targets, tongues, strict=True):
+            own = {name: by.get(tongue, {}).get(target.id) for name, by in found.items()}
+            if target.id not in given or tongue == self.source_language:  # all readings are that of the target alone
+                own = dict([*own.items()][:1])
+            answers.append(self._answer(target, tongue, detected, own))
         shown = ((q.question, q.context) if (q := made.get(target.id)) else None for target in targets)
         return [replace(answer, source=source) for answer, source in zip(answers, shown, strict=True)]
 
@@ -198,7 +198,9 @@ class Reader:
             said = f"{self.name} reads no pairs, so a translation would not be used"
             raise ValueError(f"{said}; leave translate out, or set project")
         if isinstance(engine, str):
-            engine = self._engines[engine] = self._engines.get(engine) or open_engine(engine)
+            if engine not in self._engines:
+                self._engines[engine] = open_engine(engine)
+            engine = self._engines[engine]
         known, made, failed = {source.id for source in given}, {}, []
         wanted: dict[str, list[Question]] = {}
         for target, (tongue, _) in zip(targets, tongues, strict=True):
@@ -225,9 +227,9 @@ class Reader:
         sources: list[Question],
         tongues: list[tuple[str, bool]],
         project: bool = False,
-        lacking: int = 0,
+        translated: bool = False,
     ) -> None:
-        """One warning of all that is cut or not used; ``lacking`` questions have no source to project from."""
+        """One warning of all that is cut or not used; of what was ``translated``, what failed has been said."""
         limit, said = self.predictor.spec.max_question_length, []
         asked = [question for question in (*targets, *sources) if question.question.strip()]
         if asked:
@@ -241,8 +243,11 @@ class Reader:
             said.append(f"{self.name} reads no pairs: the source versions are not used")
         elif sources and (count := sum(tongue == own for tongue in beside)):
             said.append(f"{count} questions in {own!r} are read alone: for them the source is not used")
-        if lacking:
-            said.append(f"{lacking} questions are read alone: project needs their source, or translate")
+        lacking = [
+            one for one, (tongue, _) in zip(targets, tongues, strict=True) if tongue != own and one.id not in given
+        ]
+        if project and lacking and not translated:
+            said.append(f"{len(lacking)} questions are read alone: project needs their source, or translate")
         if said:
             warnings.warn("; ".join(said), stacklevel=3)
 

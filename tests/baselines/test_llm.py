@@ -20,9 +20,10 @@ from xsta_lib.data.protocols import TestSet
 from xsta_lib.data.squad import Answer, Question, write_squad
 from xsta_lib.encoders.backbones import load_tokenizer
 from xsta_lib.experiments.experiment import setting_of
+from xsta_lib.experiments.frames import compared_systems, metrics_frame
 from xsta_lib.experiments.llm import answers_path, chosen_part, contains_gold, kept_llm_answers, run_llm
 from xsta_lib.experiments.results import load_all_results, load_results, load_scores
-from xsta_lib.experiments.tables import compared_systems, cost_block, metrics_frame, write_tables
+from xsta_lib.experiments.tables import cost_block, write_tables
 from xsta_lib.prediction.server import KEY, AskingError, open_client
 
 SECRET = "sk-secret-of-this-test"
@@ -42,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert self.path == "/v1/chat/completions" and asked["temperature"] == 0
+        assert self.path == "/v1/chat/completions" and asked.get("temperature", 0) == 0
         self.server.seen.append((asked["messages"][0]["content"], self.headers["Authorization"]))
         self.server.reply(asked, self)
 
@@ -286,6 +287,25 @@ def test_full_context_counts_and_is_asked_again_and_a_refusal_is_an_empty_answer
     assert kept_llm_answers(str(files), other) == {"tiny": {"de": {}}}
 
 
+def test_newer_models_get_their_own_options_and_the_result_says_so(files: Path, serve) -> None:
+    """They want the limit under another name and no temperature, and name one fault at a time."""
+    faults = []
+
+    def reply(asked: dict, handler: Handler) -> None:
+        name = next((name for name in ("max_tokens", "temperature") if name in asked), "")
+        remedy = {"max_tokens": "Use 'max_completion_tokens' instead.", "temperature": "Only 1 is supported."}
+        if name:
+            faults.append(name)
+            handler.send({"error": {"message": f"Unsupported: '{name}'. {remedy[name]}"}}, 400)
+        else:
+            handler.send(completion("Rome", "stop" if asked["max_completion_tokens"] == 100 else "length"))
+
+    server = serve(reply)
+    _, result = run_llm(str(files), server.url, "tiny", ["de"], progress=False)
+    assert (result["own_temperature"], result["cut"], result["sequences"]) == (16, 0, 16)
+    assert len(server.seen) == 16 + len(faults) and len(faults) <= 2 * 4  # of those under way at once
+
+
 def test_answers_of_another_endpoint_are_kept_and_said(files: Path, serve) -> None:
     first, second = (serve(lambda asked, handler: handler.send(completion("Rome"))) for _ in range(2))
     run_llm(str(files), first.url, "tiny", ["de"], progress=False)
@@ -357,3 +377,6 @@ def test_gold_text_is_looked_for_as_it_is_scored() -> None:
     question = Question("q", "?", "x", (Answer("The City, of Rome", 0), Answer("...", 0)))
     assert contains_gold("It is the city of rome!", question, "en", "squad")
     assert not contains_gold("It is a town", question, "en", "squad")
+    seven = Question("q", "?", "x", (Answer("7", 0),))
+    assert contains_gold("In 7 years", seven, "en", "squad") and contains_gold("第7年", seven, "zh", "mlqa")
+    assert not contains_gold("In 1817", seven, "en", "squad")

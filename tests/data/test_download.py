@@ -451,6 +451,13 @@ def test_mirror_url(root: Path, publish, server: Server, monkeypatch: pytest.Mon
     monkeypatch.setenv("XSTA_MIRROR", f"{server.url}/some/base/")
     fetch(XQUAD, progress=False)
     assert (root / XQUAD).read_bytes() == BIG and server.log == [(f"some/base/{XQUAD}", None)]
+    (root / XQUAD).unlink()
+    monkeypatch.setenv("XSTA_MIRROR", f"{server.url.replace('://', '://me:secret@')}/some/base/")
+    for served in (BIG[:-1], None):  # of another size, and not there
+        server.files = {f"some/base/{XQUAD}": served}
+        with pytest.raises(DownloadError, match="wrong size|404") as caught:
+            fetch(XQUAD, progress=False)
+        assert "secret" not in str(caught.value)
 
 
 def test_mirror_folder(root: Path, publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,15 @@ def test_a_folder_trains_and_tests(tmp_path):
         load_folder(tmp_path, rule="foo")
 
 
+def test_other_validation_questions_and_another_rule_have_another_key(tmp_path):
+    parts = {name: questions("en", IDS, name[0]) for name in ("train_en", "dev_en", "test_en")}
+    first = own(tmp_path, **parts)
+    others = load_folder(tmp_path, rule="squad"), own(tmp_path, dev_fr=questions("fr", IDS, "d"))
+    assert [data.digest() for data in others] == [first.digest()] * 2 and len({*others[0].tests[0].questions}) == 1
+    assert len({data.selection() for data in (first, *others)}) == 3
+    assert load_folder(tmp_path).selection() == others[1].selection()
+
+
 def test_files_without_parallel_ids_are_kept_and_counted(tmp_path):
     train = {"train_en": questions("en", IDS), "train_de": questions("de", IDS[:4], "x")}
     data = own(tmp_path, **train, dev_en=questions("en", IDS))

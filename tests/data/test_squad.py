@@ -144,6 +144,10 @@ def test_repeated_ids_with_one_answer_each_are_merged(write):
     assert [q.id for q in questions] == ["1", "2"]
     assert questions[0].answers == (Answer("mill", 4), Answer("mill", 41))
     assert (report.kept, report.merged) == (2, 1)
+    for second in (("castle", 4), ("", 0)):
+        questions, report = read_squad(write(document(entry("1", "?", ("mill", 4)), entry("1", "?", second))))
+        assert len(questions) == 1 and report.rejected == {}  # it is kept, with one answer less
+        assert report.left_out == (second[0] == "castle")
 
 
 def test_one_id_for_two_questions_is_refused_or_kept_once(write):
@@ -186,7 +190,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert sorted(item.name for item in tmp_path.iterdir()) == ["file.json", "taken"]
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     for content in ("first", "second"):
         with replacing(tmp_path / "new") as part:
             part.mkdir()
@@ -196,6 +200,17 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "half") as part:
         part.mkdir()
         raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["new"] and (tmp_path / "new" / "file").read_text() == "second"
+    rename = os.replace
+
+    def fail(source, target):  # at the second of a folder's two renamings
+        if target.name == "new" and not source.name.endswith(".old.part"):
+            raise OSError("gone")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="gone"), replacing(tmp_path / "new") as part:
+        part.mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["new"] and (tmp_path / "new" / "file").read_text() == "second"
 
 

@@ -9,6 +9,7 @@ import pytest
 from project import write_corpus
 from tiny import write_tiny_e5
 
+from xsta_lib.data.files import weights_key
 from xsta_lib.data.protocols import LOADERS, load_folder, load_protocol
 from xsta_lib.encoders.packed import BOX
 from xsta_lib.experiments import inspection
@@ -119,7 +120,10 @@ def test_pictures_are_drawn_from_what_was_kept(inspected):
 def test_a_model_of_other_questions_is_not_passed_off(inspected):
     data = load_folder(inspected[0] / "corpus", "demo")
     exp = experiment("demo", "x-sta")
-    assert train_experiment(exp, data, progress=False)[2].data == data.digest()
+    assert train_experiment(exp, data, progress=False)[2].data == f"{data.digest()} {data.selection()}"
+    fewer = replace(data.validation, questions={"en": data.validation.questions["en"]})
+    with pytest.raises(ValueError, match="other questions"):
+        train_experiment(exp, replace(data, validation=fewer), progress=False)
     data.train[0] = replace(data.train[0], question="Who?")
     with pytest.raises(ValueError, match="other questions"):
         train_experiment(exp, data, progress=False)
@@ -134,4 +138,5 @@ def test_the_reader_in_the_box_stands_in_for_a_run_of_its_protocol(inspected, mo
     assert [path.name for path in files] == ["figure5.json", "figure6.json"]
     record = read_inspection(6, boxed.protocol)
     assert record["models"] == [boxed.fingerprint] and inspected_label(record) == "parallel, freeze_embeddings=True"
-    assert (inspected[0] / "runs" / boxed.protocol / BOX.name / "predictions" / "demo.gold.json").is_file()
+    folder = inspected[0] / "runs" / boxed.protocol / f"{BOX.name}-{weights_key(BOX)}"  # another box, other answers
+    assert (folder / "predictions" / "demo.gold.json").is_file()

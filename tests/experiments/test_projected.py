@@ -10,7 +10,7 @@ from project import write_corpus
 from tiny import write_tiny_e5
 
 from xsta_lib.data.protocols import load_protocol
-from xsta_lib.experiments.projected import measure_projected, projected_difference, projected_runs, projected_table
+from xsta_lib.experiments.projected import measure_projected, projected_difference, projected_runs
 from xsta_lib.experiments.results import write_scores
 from xsta_lib.experiments.significance import seeds_and_articles
 from xsta_lib.model.configuration import XStaConfig
@@ -27,10 +27,15 @@ def test_scores_of_all_readings_are_kept(tmp_path, monkeypatch):
     torch.manual_seed(1)
     model, tokenizer = XStaForQuestionAnswering.from_backbone(str(file), XStaConfig.plain(), ["en", "de"])
     predictor, folder = Predictor(model.eval(), tokenizer), str(tmp_path / "own" / "mine")
-    path = measure_projected(predictor, "tiny", folder, progress=False)
+    path = measure_projected(predictor, f"tiny_seed7_{'0a' * 8}", folder, progress=False, weights="its own")
     record, test = json.loads(path.read_text("utf-8")), load_protocol(folder).tests[0]
     assert list(record["metrics"]) == ["mixture", "source", "calibrated"] and record["dataset"] == test.name
-    scores = pd.read_parquet(path.with_name("tiny.scores.parquet"))
+    assert projected_runs(folder) == {"tiny": {7: path.with_name("tiny_seed7.scores.parquet")}}
+    assert record["reader"].endswith("0a") and record["source_language"] == "en"
+    for other in ({"name": f"tiny_seed7_{'0b' * 8}"}, {"name": record["reader"], "weights": "others"}):
+        with pytest.raises(ValueError, match="another model's result, tiny_seed7_0a.*; move it away to measure tiny"):
+            measure_projected(predictor, protocol=folder, progress=False, **other)
+    scores = pd.read_parquet(path.with_name("tiny_seed7.scores.parquet"))
     found = ProjectingPredictor(predictor).predict(test.questions, test.source)
     for reading, by_language in record["metrics"].items():
         for language, values in by_language.items():
@@ -41,9 +46,6 @@ def test_scores_of_all_readings_are_kept(tmp_path, monkeypatch):
             ]
             assert own["f1"].mean() == pytest.approx(values["f1"], abs=1e-3)
             assert sum(expected) / len(expected) == pytest.approx(values["f1"])
-    table = projected_table(folder)
-    targets = [v["f1"] for k, v in record["metrics"]["mixture"].items() if k != "en"]
-    assert table.loc["tiny", "mixture"] == pytest.approx(sum(targets) / len(targets))
 
 
 def test_readers_are_compared_over_the_seeds_and_articles_they_share(tmp_path, monkeypatch):

@@ -60,6 +60,11 @@ def test_an_explanation_has_attentions_distributions_and_their_tokens(predictor,
     assert alone.teacher is None and alone.cross_attention is None and alone.source_tokens == []
 
 
+def test_an_explanation_is_printed_in_a_line(found):
+    shown = repr(found)
+    assert f"answer={found.answer!r}" in shown and "readings=" in shown and "array" not in shown and len(shown) < 800
+
+
 def test_the_map_holds_the_questions_own_tokens(found, questions):
     frame = question_attention(found)
     assert "".join(frame.columns).replace("_", "") == questions["en"][0].question.replace(" ", "")

@@ -203,6 +203,7 @@ def test_translate_test_is_read_beside_test_questions(folder: Path, engine: Comm
     assert test.source_name == "translate-test" and [q.id for q in test.source_of("es")] == ["e", "m"]
     assert test.source_of("es")[0].question == "wHERE IS THE RIVER eLBE?" and test.source_of("sw") == []
     found = check(str(folder))
+    assert {row[1]: row[4] for row in found.rows if row[0] == "test"} == {"en": "-", "es": 2, "sw": 0}
     assert "translate-test.es-en.json: 2 questions" in str(found) and not any(
         "not read" in part for part in found.faults
     )

@@ -128,6 +128,17 @@ def test_command_reads_lines_and_writes_as_many(tmp_path: Path) -> None:
         fixed.translate(["a"], "es", "en")
 
 
+def test_a_program_gets_its_secrets_and_nothing_else_does(tmp_path: Path) -> None:
+    words = """--api-key sk-1 --token='sk 2' LOGIN_PASSWORD=sk-3 -H 'Authorization: Bearer sk-4' http://me:sk-5@host"""
+    engine = open_engine(f"{program(tmp_path, 'print(*sys.argv[2:])')} {words} --tokenizer moses --max-tokens 9")
+    assert engine.translate(["a"], "en", "es") == [words.replace("'", "") + " --tokenizer moses --max-tokens 9"]
+    assert "sk" not in engine.name.partition("{source}")[2]
+    assert engine.name.endswith(
+        "--api-key *** --token=*** LOGIN_PASSWORD=*** -H 'Authorization: Bearer ***' http://***@host "
+        "--tokenizer moses --max-tokens 9"
+    )
+
+
 FAULTS = {
     "[print(x) for x in lines if x != 'bad']": r"wrote 4 lines for 5; the first that fails is 'bad'",
     "[print(x) or x == 'bad' and print() for x in lines]": r"wrote 6 lines for 5; the first that fails is 'bad'",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from .folders import BESIDE, file_name, folder_files, missing_source
+from .folders import BESIDE, TRANSLATE_TEST, file_name, folder_files, missing_source
 from .library import Library
 from .protocols import LOADERS, load_protocol
 from .squad import LOG, SHOWN, CorpusError, Question, Report, name_first
@@ -70,15 +70,12 @@ def check(name: str, source_language: str = "en") -> Findings:
     return findings
 
 
-def _collect(parts: Iterable[tuple[str, str, list[Question]]], findings: Findings) -> None:
+def _collect(parts: Iterable[tuple[str, str, list[Question], Sequence[Question]]], findings: Findings) -> None:
     """Rows of a split's language each, and what of training comes back in other splits."""
     training = {"ids": set(), "contexts": set()}
-    sources: dict[str, set[str]] = {}
-    for split, language, questions in parts:
-        if language == findings.source_language:
-            sources[split] = {question.id for question in questions}
-        beside = None if language == findings.source_language else sources.get(split, set())
-        findings.rows.append(_row(split, language, questions, beside))
+    for split, language, questions, beside in parts:
+        own = language == findings.source_language
+        findings.rows.append(_row(split, language, questions, None if own else {one.id for one in beside}))
         seen = {"ids": {q.id for q in questions}, "contexts": {hash(q.context) for q in questions}}
         for what, values in seen.items():
             if split == "train":
@@ -100,19 +97,22 @@ def _row(split: str, language: str, questions: Sequence[Question], sources: set[
     return split, language, len(questions), answers, paired, *contexts, *lengths(q.question for q in questions)
 
 
-def _parts(name: str, findings: Findings) -> Iterator[tuple[str, str, list[Question]]]:
-    """Split, language and questions, training first and the source first; reports and errors go to the findings."""
+def _parts(name: str, findings: Findings) -> Iterator[tuple[str, str, list[Question], Sequence[Question]]]:
+    """Split, language, questions and what is read beside them, training first and the source first.
+
+    Reports and errors go to the findings.
+    """
     path, source = Path(name), findings.source_language
     if name not in LOADERS and not path.exists():
         raise ValueError(f"{name!r} is no file, no folder and no protocol; the protocols are {', '.join(LOADERS)}")
     if name in LOADERS:
         data = load_protocol(name, source_language=source)
-        yield "train", source, data.train
+        yield "train", source, data.train, ()
         for language in data.parallel:
-            yield "train", language, data.parallel[language]
+            yield "train", language, data.parallel[language], data.parallel_source
         for split, test in (("dev", data.validation), *((test.name, test) for test in data.tests)):
             for language, questions in test.questions.items():
-                yield split, language, questions
+                yield split, language, questions, test.source_of(language)
         findings.reports += data.reports
         return
     notes: list[str] = []
@@ -132,9 +132,11 @@ def _parts(name: str, findings: Findings) -> Iterator[tuple[str, str, list[Quest
             read[split, language] = library.read(file, beside, **options)
         except CorpusError as error:
             findings.errors.append(str(error))
-            continue
+    translated = any(split == TRANSLATE_TEST for split, _ in files)
+    for (split, language), questions in read.items():
         if split not in BESIDE:
-            yield split, language, read[split, language]
+            key = (TRANSLATE_TEST, language) if translated and split == "test" else (split, source)
+            yield split, language, questions, read.get(key, ())
     if path.is_dir() and (fault := missing_source(path, files, source)):
         findings.errors.append(fault)
     findings.reports += library.reports

@@ -32,7 +32,7 @@ import requests
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from .files import read_json, replacing, write_text_atomically
+from .files import read_json, replacing, without_secrets, write_text_atomically
 
 CHUNK = 1 << 16  # bytes
 TIMEOUT_S = (10, 60)  # seconds to connect, seconds without a byte
@@ -234,7 +234,7 @@ def _receive(url: str, entry: Entry, part: Path, progress: bool) -> None:
 def _refuse(entry: Entry, part: Path, problem: str) -> NoReturn:
     part.unlink(missing_ok=True)
     remedy = "run again; if it comes back, the published file changed or a proxy alters it: look at what "
-    remedy += f"{address(entry)} serves and at {PINS}, or set another XSTA_MIRROR"
+    remedy += f"{without_secrets(address(entry))} serves and at {PINS}, or set another XSTA_MIRROR"
     raise DownloadError(entry.name, part, problem, remedy)
 
 
@@ -266,7 +266,7 @@ def _explained(entry: Entry | None, place: Path) -> Iterator[None]:
         yield
     except requests.RequestException as error:
         remedy = f"check network and proxy, then run again (it goes on where it stopped); or set XSTA_MIRROR; {by_hand}"
-        raise DownloadError(name, place, f"download failed: {error}", remedy) from error
+        raise DownloadError(name, place, f"download failed: {without_secrets(str(error))}", remedy) from error
     except BrokenArchive as error:
         remedy = "remove this file and fetch again; or put the wanted files in place by hand"
         raise DownloadError(name, place, str(error), remedy) from error

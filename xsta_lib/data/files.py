@@ -1,5 +1,6 @@
 """Where commands read and write, and how: one reader for text and one for JSON; files appear whole or not at all."""
 
+import hashlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryFile
 
 import pooch
@@ -31,6 +33,11 @@ _FOREIGN = {  # how a file begins that is no text in UTF-8: what it is, and what
 # what its categories say already. Variation selectors are most of them.
 _FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
 _UNSEEN = re.compile(f"[{_FILLERS}]")
+# What comes before a secret in a command line (--api-key, HF_TOKEN=, a header's Bearer), and the login of an address.
+# Names must end so: --tokenizer and --max-tokens are no secrets.
+_NAMES = r"[\w-]*(?:key|token|password|passwd|secret)"
+_SECRET = re.compile(rf"""(--?{_NAMES}(?:=|\s+)|{_NAMES}=|\bbearer\s+)("[^"]*"|'[^']*'|[^\s"']+)""", re.IGNORECASE)
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 class TextError(ValueError):
@@ -45,6 +52,11 @@ def check_text(text: str, where: str) -> str:
         half = f"character {error.start} is half a surrogate pair (\\u{ord(text[error.start]):04x})"
         raise TextError(f"{where}: {half}, as of a cut emoji; write the whole character or remove it") from None
     return text
+
+
+def without_secrets(text: str) -> str:
+    """A command line or an address with ``***`` for keys, tokens, passwords and logins, to be shown and kept."""
+    return _LOGIN.sub("***", _SECRET.sub(r"\1***", text))
 
 
 def is_blank(text: str) -> bool:
@@ -159,21 +171,37 @@ def cache_folder(name: str) -> Path:
     return writable(Path(os.environ.get("XSTA_CACHE") or pooch.os_cache("xsta")).expanduser() / name, "XSTA_CACHE")
 
 
+def weights_key(folder: Path) -> str:
+    """A key of the weights that lie in a model's folder; empty where there are none, as for an id on a hub."""
+    hashed, files = hashlib.sha256(), sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    for path in files:
+        with path.open("rb") as file:
+            hashed.update(hashlib.file_digest(file, "sha256").digest())
+    return hashed.hexdigest()[:16] if files else ""
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside ``path``, for any writer of a file or folder: readers never see half of it.
 
     It takes the place of ``path`` at the end, and a folder that was there is deleted after that; if anything goes wrong
-    it vanishes, and what was there stays.
+    it vanishes, and what was there stays. Only who is killed between the two renamings of a folder leaves none at
+    ``path``: the old one then lies beside, as ``.<name>.<...>.old.part``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old.part"))
+    own = f"{os.getpid()}-{token_hex(4)}"  # containers that share a disk have the same process numbers
+    temporary, old = (path.with_name(f".{path.name}.{own}.{end}") for end in ("part", "old.part"))
     try:
         yield temporary
         if path.is_dir() and temporary.is_dir():  # a folder that holds something cannot be replaced at once
             os.replace(path, old)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         if temporary.is_dir():

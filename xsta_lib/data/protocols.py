@@ -164,6 +164,11 @@ class ProtocolData:
         back = {f"back {language}": part for language, part in self.back_translated.items()}
         return digest_questions({"": self.train, "source": self.parallel_source, **loaded, **back})
 
+    def selection(self) -> str:
+        """A key of what chooses a model and how all is scored: the validation questions, and the rules."""
+        rules = sorted({test.rule for test in (self.validation, *self.tests)})
+        return hashlib.sha256(" ".join([self.validation.digest(), *rules]).encode()).hexdigest()[:16]
+
 
 def load_folder(
     folder: Path, name: str | None = None, rule: str | None = None, source_language: str = "en"

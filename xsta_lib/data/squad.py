@@ -17,7 +17,7 @@ from .files import TextError, check_text, is_blank, once, read_json, write_text_
 from .offsets import Place, Wrong, locate, recognise, span_at
 
 LOG = logging.getLogger(__name__)  # a line on the screen unless the user configures otherwise
-EMPTIED, BLANK = "empty answer", "blank question"
+EMPTIED, BLANK, UNFOUND = "empty answer", "blank question", "answer not in its context"
 SHOWN = 3  # ids in a message
 
 
@@ -233,7 +233,7 @@ def _answered(row: _Row, places: Sequence[Place | None], report: Report, spans: 
         return EMPTIED
     found = [place for place in places if place]
     if spans and not found:
-        return "answer not in its context"
+        return UNFOUND
     answers = tuple(dict.fromkeys(Answer(row.context[place.start : place.end], place.start) for place in found))
     texts = tuple(text for text, _ in row.golds)
     if all(place and not place.choices for place in places) and texts == tuple(answer.text for answer in answers):
@@ -286,6 +286,9 @@ def read_squad(
             report.rejected[row.id] = found
         else:
             questions[row.id] = _merge(questions.get(row.id), found, path, report, repeats)
+    for key in report.rejected.keys() & questions.keys():  # another entry of the id is kept
+        if report.rejected.pop(key) == UNFOUND:
+            report.count("left_out", key)
     _refuse_useless(path, report, len(questions))
     return list(questions.values()), report
 

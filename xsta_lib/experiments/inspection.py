@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from ..data.files import read_json, write_text_atomically
+from ..data.files import read_json, weights_key, write_text_atomically
 from ..data.protocols import TestSet, load_protocol
 from ..data.squad import Answer, Question
 from ..data.windows import window_cache
@@ -39,11 +39,11 @@ from ..prediction.predictor import Predictor
 from ..training.machine import has_bf16
 from ..training.ranks import device
 from .experiment import Experiment, backbone_tag, experiment, place_of, setting_of
+from .frames import LLM
 from .llm import kept_llm_answers
 from .packing import boxed_experiment
 from .results import results_folder
 from .run import is_trained, load_run, run_folder, runs_folder
-from .tables import LLM
 
 READ = ("target", "teacher", "calibrated")  # the answers that a case shows
 
@@ -234,7 +234,8 @@ def inspect_cases(exp: Experiment, test: TestSet) -> dict:
 
     Of texts that are not this project's own, only the first language that has a case is kept.
     """
-    folder = (run_folder(exp) if is_trained(exp) else runs_folder() / exp.place / BOX.name) / "predictions"
+    boxed = runs_folder() / exp.place / f"{BOX.name}-{weights_key(BOX)}"  # the box may be made anew
+    folder = (run_folder(exp) if is_trained(exp) else boxed) / "predictions"
     if not kept_answers(folder, test, test.source_name):
         evaluate_once(folder, *_load(exp), test, test.source_name, ("calibrated", "target", "teacher"))
     answers, models = kept_answers(folder, test, test.source_name)["answers"], kept_llm_answers(exp.protocol, test)

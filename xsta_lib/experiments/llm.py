@@ -47,10 +47,18 @@ def chosen_part(test: TestSet, languages: Sequence[str], count: int) -> TestSet:
 
 
 def contains_gold(answer: str, question: Question, language: str, rule: str) -> bool:
-    """Whether an answer holds a gold text, both as EM compares them: free text may say more around it."""
+    """Whether an answer holds a gold text, both as EM compares them: free text may say more around it.
+
+    A number must be whole (7 is not in 1817); words may go on, since many languages inflect them.
+    """
     text = " ".join(normalise(answer, language, rule))
     golds = (" ".join(normalise(gold, language, rule)) for gold in question.golds)
-    return any(gold and gold in text for gold in golds)
+
+    def holds(gold: str) -> bool:
+        before, after = r"(?<!\d)" * gold[0].isdecimal(), r"(?!\d)" * gold[-1].isdecimal()
+        return re.search(before + re.escape(gold) + after, text) is not None
+
+    return any(gold and holds(gold) for gold in golds)
 
 
 def kept_llm_answers(protocol: str, test: TestSet) -> dict[str, dict[str, dict[str, str]]]:
@@ -151,6 +159,7 @@ def _record(exp: Experiment, model: str, languages: list[str], questions: int, a
         "tokens": totals["prompt_tokens"] + totals["completion_tokens"],
         **totals,
         "refused": empty,
+        "own_temperature": sum(line.get("own_temperature", False) for line in answers.values()),
         "cut": sum(line["finish"] == "length" for line in answers.values()),
         "too_long": len(too_long),
         "too_long_ids": name_first(too_long, len(too_long)),

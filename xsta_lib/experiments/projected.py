@@ -10,8 +10,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from ..data.files import read_json, write_text_atomically
 from ..data.protocols import TestSet, load_protocol
 from ..prediction.evaluation import Evaluation, provenance, score_answers
@@ -41,30 +39,31 @@ def write_answers(path: Path, evaluations: dict[str, Evaluation], about: dict) -
     return path
 
 
-def measure_projected(predictor: Predictor, name: str, protocol: str = "parallel", progress: bool = True) -> Path:
-    """Measure a reader, called ``name``, on a protocol's first test set; returns the path of the result.
+def measure_projected(
+    predictor: Predictor, name: str, protocol: str = "parallel", progress: bool = True, weights: str = ""
+) -> Path:
+    """Measure a reader on a protocol's first test set; returns the path of the result.
+
+    Args:
+        predictor, progress: the reader, and whether a bar is shown.
+        name: what it is called; the fingerprint at the end of a run's folder is not part of the file's name.
+        protocol: a name or a folder.
+        weights: a key of the reader's, where it has one.
 
     Raises:
-        ValueError: the test set has no source.
+        ValueError: the test set has no source, or another reader's result has this name.
     """
+    path = results_folder() / place_of(protocol) / "projected" / f"{re.sub('_[0-9a-f]{16}$', '', name)}.json"
+    there = read_json(path) if path.exists() else {"reader": name}
+    if (there["reader"], there.get("weights", weights)) != (name, weights):
+        raise ValueError(f"{path}: holds another model's result, {there['reader']}; move it away to measure {name}")
     test, began = load_protocol(protocol).tests[0], time.perf_counter()
     if not test.source:
         raise ValueError(f"{protocol}: its test set {test.name!r} has no source version to project from")
     evaluations = evaluate_readings(predictor, test, progress)
-    about = {"reader": name, "dataset": test.name, "seconds": time.perf_counter() - began, "provenance": provenance()}
-    return write_answers(results_folder() / place_of(protocol) / "projected" / f"{name}.json", evaluations, about)
-
-
-def projected_table(protocol: str = "parallel") -> pd.DataFrame:
-    """Mean F1 over the target languages by reader (rows) and reading."""
-    rows = {}
-    for path in sorted((results_folder() / place_of(protocol) / "projected").glob("*.json")):
-        metrics = read_json(path)["metrics"]
-        rows[path.stem] = {
-            reading: sum(v["f1"] for k, v in by.items() if k != "en") / (len(by) - ("en" in by))
-            for reading, by in metrics.items()
-        }
-    return pd.DataFrame(rows).T
+    about = {"reader": name, "weights": weights, "dataset": test.name, "source_language": test.source_language}
+    about |= {"seconds": time.perf_counter() - began, "provenance": provenance()}
+    return write_answers(path, evaluations, about)
 
 
 def projected_runs(protocol: str = "parallel") -> dict[str, dict[int, Path]]:
@@ -76,15 +75,12 @@ def projected_runs(protocol: str = "parallel") -> dict[str, dict[int, Path]]:
     return runs
 
 
-def projected_difference(
-    first: tuple[Mapping[int, Path], str], second: tuple[Mapping[int, Path], str], without: tuple[str, ...] = ("en",)
-) -> Difference:
+def projected_difference(first: tuple[Mapping[int, Path], str], second: tuple[Mapping[int, Path], str]) -> Difference:
     """First minus second, F1 over the target languages, with the interval of resampled seeds and articles.
 
     Args:
         first, second: the score files of a reader by seed (:func:`projected_runs`), and a reading. Seeds that only one
             of them has are left out.
-        without: languages left out.
 
     Raises:
         ValueError: they have no seed in common, or did not answer the same questions.
@@ -93,6 +89,7 @@ def projected_difference(
     if not seeds:
         raise ValueError("the two readers have no seed in common")
     path = first[0][seeds[0]]  # results/<protocol>/projected/<name>.scores.parquet; the record beside it names the data
-    dataset = read_json(path.with_name(path.name.replace(".scores.parquet", ".json")))["dataset"]
+    record = read_json(path.with_name(path.name.replace(".scores.parquet", ".json")))
+    source = record.get("source_language", "en")  # older ones do not say it
     sides = [[load_scores(files[seed], reading) for seed in seeds] for files, reading in (first, second)]
-    return seeds_and_articles(*sides, load_articles(path.parent.parent, dataset), without)
+    return seeds_and_articles(*sides, load_articles(path.parent.parent, record["dataset"]), (source,))

@@ -187,15 +187,14 @@ def train_experiment(
         ``(model, tokenizer, result)``; the model lies in ``model`` of :func:`run_folder`.
 
     Raises:
-        ValueError: the model there was trained on other questions than the protocol has now; see also
-            :func:`new_model`.
+        ValueError: the model there was trained on or chosen by other questions; see also :func:`new_model`.
     """
     folder, digest = run_folder(exp), data.digest()
+    key = f"{digest} {data.selection()}"
     if ranks.agreed(is_trained(exp)):
         result = TrainingResult(**read_json(folder / "training.json"))
-        if result.data != digest:
-            questions = f"other questions than {exp.protocol} has now"
-            raise ValueError(f"{folder}: trained on {questions}; delete it to train anew")
+        if result.data not in (key, digest):  # older versions kept the digest alone
+            raise ValueError(f"{folder}: made with other questions than {exp.protocol} has; delete it to train anew")
         return (*load_run(exp), result)
     if ranks.rank() == 0:
         shutil.rmtree(folder / "predictions", ignore_errors=True)  # of another model, if any
@@ -208,20 +207,21 @@ def train_experiment(
         metrics = evaluate_model(model, tokenizer, data.validation, progress=progress).metrics
         return sum(values["f1"] for values in metrics.values()) / len(metrics)
 
-    chosen = evaluate if data.validation.questions else None
-    kept = {"run": f"{exp.fingerprint} {digest}", "on_log": on_log, "gold_probability": gold_probability}
+    run = f"{exp.fingerprint} {digest if exp.protocol in SETTINGS else key}"  # of published data the code says the rest
+    kept = {"run": run, "on_log": on_log, "gold_probability": gold_probability}
     plain = exp.on_the_source()
     stages = {
         "first": lambda: train_experiment(plain, data, progress)[::2],
         "fresh": lambda: started_model(plain, data, progress)[0],
     }
     given = exp.method, model, parts, config, data, tokenizer, folder
-    trainer, costs = make_trainer(*given, **stages, progress=progress, evaluate=chosen, **kept)
+    kept |= {"evaluate": evaluate} if data.validation.questions else {}
+    trainer, costs = make_trainer(*given, **stages, progress=progress, **kept)
     steps = f"{trainer.config.steps} steps of {config.batch_size} rows"
     _say(progress, f"{exp.method} ({exp.protocol}): {len(trainer.rows)} rows, {steps}")
     result = trainer.train(progress)
     add_stages(result, costs)
-    result.data, result.peak_memory_bytes, result.provenance = digest, peak_memory_bytes(), provenance()
+    result.data, result.peak_memory_bytes, result.provenance = key, peak_memory_bytes(), provenance()
     if ranks.rank() == 0:
         write_text_atomically(folder / "training.json", json.dumps(asdict(result)))
         what = f"Method {exp.method}, protocol {exp.protocol}, backbone {exp.backbone}, seed {config.seed}"
@@ -266,23 +266,31 @@ def describe(exp: Experiment, source: str) -> dict:
 
 
 def data_key(data: ProtocolData) -> str:
-    """A key of a protocol's questions, those of training and those of every test; it is kept with a result."""
-    return " ".join([data.digest(), *(test.digest() for test in data.tests)])
+    """A key of a protocol's questions, training and every test, and last of its selection; it is kept with a result."""
+    return " ".join([data.digest(), *(test.digest() for test in data.tests), data.selection()])
 
 
 def refuse_other_data(protocol: str, data: ProtocolData, results: Path | None = None) -> None:
-    """Refuse a folder whose files are not those that its results were measured on: they would not compare.
+    """Refuse files that are not those that a protocol's results were measured on: they would not compare.
+
+    Results of older versions lack the key's last word, or, of a protocol in the box or a published one, all of it.
 
     Raises:
-        ValueError: ``results/<folder>`` holds a result of other questions.
+        ValueError: ``results/<protocol>`` holds a result of other questions, or of another rule of scoring.
     """
-    if protocol in SETTINGS:  # published files are checksummed
-        return
     key = data_key(data)
+    right = {key, key.rpartition(" ")[0]} | ({None} if protocol in SETTINGS else set())
     same = [r for r in load_all_results(protocol, results) if r["source_language"] == data.source_language]
-    if any(result.get("data") != key for result in same):
+    if any(result.get("data") not in right for result in same):
         place = (results or results_folder()) / place_of(protocol)
         raise ValueError(f"{place}: measured on other files than {protocol} has now; move it away to measure anew")
+
+
+def _provenance(found: dict[str, dict]) -> dict:
+    """Where the last test set's answers come from; ``others``, where there are any, are those sets' that differ."""
+    last = [*found.values()][-1] if found else {}
+    others = {name: where for name, where in found.items() if where != last}
+    return last | ({"others": others} if others else {})
 
 
 def known_results(experiments: Sequence[Experiment]) -> list[dict]:
@@ -291,7 +299,7 @@ def known_results(experiments: Sequence[Experiment]) -> list[dict]:
     for protocol, language in dict.fromkeys((exp.protocol, exp.source_language) for exp in experiments):
         same = [result for result in load_all_results(protocol) if result["source_language"] == language]
         here = [result for result in same if result["fingerprint"] in wanted]
-        if here and protocol not in SETTINGS:
+        if here and protocol not in SETTINGS:  # published files need not be here
             refuse_other_data(protocol, load_protocol(protocol, source_language=language))
         found += here
     return found
@@ -326,28 +334,28 @@ def run_experiment(
     beside = next((test.source_name for test in data.tests if test.source), "none")
     records = []
     for source in dict.fromkeys((beside, "none")) if exp.model_config().reads_pairs else ("none",):
-        evaluations, kept = {}, []
+        evaluations, kept = {}, {}
         for test in data.tests:
             if test.source_name == "other" and source == "none":
                 continue  # the same questions as another set's, which are read alone there
             _say(progress, f"{exp.method}: {test.name}, source {source}")
-            found = source if test.source else "none"  # a set without source is read alone, and once
+            found = test.source_name if test.source and source != "none" else "none"  # without source it is read once
             readings = ("calibrated", "target", "teacher") if found != "none" else ("calibrated",)
             answers = run_folder(exp) / "predictions"
-            evaluations[test.name], record = evaluate_once(answers, model, tokenizer, test, found, readings, progress)
-            kept.append(record)
+            given = answers, model, tokenizer, test, found, readings, progress
+            evaluations[test.name], kept[test.name] = evaluate_once(*given)
         record = describe(exp, source) | {
             "data": data_key(data),
             **spent(training),
             "extra": training.extra,
-            "evaluation_seconds": sum(part["seconds"] for part in kept),
-            "peak_memory_bytes": max([training.peak_memory_bytes, *(part["peak_memory_bytes"] for part in kept)]),
+            "evaluation_seconds": sum(part["seconds"] for part in kept.values()),
+            "peak_memory_bytes": max(part["peak_memory_bytes"] for part in (vars(training), *kept.values())),
             "best_step": training.best_step,
             "validation_f1": training.best_score,
             "log": training.log,
             "files": [str(report) for report in data.reports],
             "provenance": training.provenance,
-            "evaluation_provenance": kept[-1]["provenance"] if kept else {},
+            "evaluation_provenance": _provenance({name: part["provenance"] for name, part in kept.items()}),
         }
         records.append((result_path(exp, source, results), record, evaluations))
     # together at the end: a run with one of its results would count as measured

@@ -114,8 +114,8 @@ def evaluate_once(
         The evaluations by reading; and what was kept with the answers: ``seconds`` that answering took,
         ``peak_memory_bytes`` and ``provenance`` of the process that answered.
     """
-    record = kept_answers(folder, test, source)
-    if not ranks.agreed(bool(record)):
+    record = ranks.gather_objects(kept_answers(folder, test, source))[0]  # rank 0's: others may not see its disk
+    if not record:
         began = time.perf_counter()
         answers = answer_test(model, tokenizer, test, source, readings, progress)
         record = {

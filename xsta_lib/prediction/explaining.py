@@ -4,7 +4,7 @@ Axes: N_T and N_S tokens of the target's and the source's window, H hidden size,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -40,16 +40,16 @@ class Explanation:
             target's alone without a source.
     """
 
-    target_tokens: list[str]
-    source_tokens: list[str]
+    target_tokens: list[str] = field(repr=False)
+    source_tokens: list[str] = field(repr=False)
     target_context_start: int
     source_context_start: int
-    cross_attention: np.ndarray | None
-    teacher_attention: np.ndarray | None
-    target: np.ndarray
-    teacher: np.ndarray | None
-    calibrated: np.ndarray
-    source: np.ndarray | None
+    cross_attention: np.ndarray | None = field(repr=False)
+    teacher_attention: np.ndarray | None = field(repr=False)
+    target: np.ndarray = field(repr=False)
+    teacher: np.ndarray | None = field(repr=False)
+    calibrated: np.ndarray = field(repr=False)
+    source: np.ndarray | None = field(repr=False)
     answer: str
     gold: str
     first_token: int

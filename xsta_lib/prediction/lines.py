@@ -93,13 +93,14 @@ def digest_of(request: dict, language: str | None, n_best: int) -> str:
     return sha256(json.dumps([*asked, source]).encode()).hexdigest()[:16]
 
 
-def finished(output: Path, requests: Sequence[dict], model: str, digests: Sequence[str]) -> int:
+def finished(output: Path, requests: Sequence[dict], model: str, digests: Sequence[str], weights: str = "") -> int:
     """How many answers ``output`` holds already; a torn last line is cut off, and said.
 
     Lines of older versions bear no digest: they are kept, and said.
 
     Args:
         digests: of the requests, see :func:`digest_of`.
+        weights: a key of the model's, where it is known.
 
     Raises:
         ValueError: they are answers to other questions, of another model or with other options, or no answers at all.
@@ -118,6 +119,8 @@ def finished(output: Path, requests: Sequence[dict], model: str, digests: Sequen
         if known.get("digest", digests[number - 1]) != digests[number - 1]:
             said = "answered with another context, language, source or --n-best"
             raise ValueError(f"{output}, line {number}: {said}; {remedy}")
+        if known.get("weights", weights) != weights:
+            raise ValueError(f"{output}, line {number}: {model} had other weights when it answered; {remedy}")
         undated += "digest" not in known
     torn = output.read_bytes().rpartition(b"\n")[2] if output.exists() else b""
     begun = [json.dumps(_about(due, model), ensure_ascii=False)[:-1].encode() for due in requests[len(lines) :][:1]]
@@ -171,6 +174,7 @@ def answer_lines(
     output: Path | None,
     language: str | None,
     n_best: int,
+    weights: str = "",
     **options,
 ) -> None:
     """Answer questions in order, each a JSON line, with a bar.
@@ -182,11 +186,12 @@ def answer_lines(
         output: a file, written on behind the answers that it has; a pipe or another device takes all, and so does the
             screen for ``None``.
         language: of the questions that do not say theirs; ``None`` finds it out.
+        weights: a key of the reader's weights, which every line bears too where it is known.
         n_best, options: ``translate`` and ``project`` among them, as for :meth:`xsta_lib.reader.Reader.answer`.
     """
     digests = [digest_of(request, language, n_best) for request in requests]
     file_there = output and (output.is_file() or not output.exists())  # others have no answers to go on behind
-    done = finished(output, requests, model, digests) if file_there else 0
+    done = finished(output, requests, model, digests, weights) if file_there else 0
     if done == len(requests):
         print(f"xsta: {output}: all {done} questions are answered already; nothing is left to do", file=sys.stderr)
         return
@@ -203,6 +208,7 @@ def answer_lines(
                 with _naming(output):
                     for request, answer, digest in zip(part, answers, digests[low:], strict=False):
                         line = _about(request, model) | answer.to_dict() | {"digest": digest}
+                        line |= {"weights": weights} if weights else {}
                         print(as_json(line, file), file=file)
                     file.flush()
                 bar.update(len(part))

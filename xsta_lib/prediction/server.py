@@ -20,6 +20,7 @@ COUNTS = ("prompt_tokens", "completion_tokens")
 KEY = "OPENAI_API_KEY"
 GO_ON = "the answers so far are kept: run the same command again to go on"
 _SECRET = re.compile(r"/(sk-|(gsk_|hf_|xai-|AIza)\w{8})")  # how keys begin, as a part of an address's path
+_REFUSED: dict[tuple[str, str], set[str]] = {}  # by server and model, which of the usual options it does not take
 _NO_ROOM = re.compile(r"context.{0,20}(length|window|size)|too (long|many tokens)|exceed.{0,40}(context|token)", re.I)
 
 
@@ -55,19 +56,19 @@ def ask(client: "OpenAI", model: str, prompt: str, longest: int) -> dict[str, ob
     """One answer: ``answer`` (empty where the model refuses), ``finish`` (why it ended), tokens and seconds.
 
     Of more than ``longest`` tokens the answer is cut, and ``finish`` is ``"length"``. Half a surrogate pair, which no
-    file can hold, becomes U+FFFD.
+    file can hold, becomes U+FFFD. ``own_temperature`` is there, and true, where the model does not take 0.
 
     Raises:
         AskingError: the server refuses, fails or stalls, after all retries, or does not speak the protocol.
     """
     from openai import APIStatusError, OpenAIError
 
-    began, message = time.perf_counter(), [{"role": "user", "content": prompt}]
+    began = time.perf_counter()
     try:
-        reply = client.chat.completions.create(model=model, messages=message, temperature=0, max_tokens=longest)
+        reply, more = _reply(client, model, prompt, longest)
         choice, usage = reply.choices[0], reply.usage
         text, finish = choice.message.content or "", choice.finish_reason
-        counts = {name: int(getattr(usage, name) or 0) for name in COUNTS} if usage else {}
+        counts = more | ({name: int(getattr(usage, name) or 0) for name in COUNTS} if usage else {})
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     except APIStatusError as error:
         if error.status_code not in (400, 413, 422) or not _NO_ROOM.search(str(error)):
@@ -81,6 +82,30 @@ def ask(client: "OpenAI", model: str, prompt: str, longest: int) -> dict[str, ob
             f"{client.base_url}: its reply is not one of the OpenAI protocol; {remedy}; {GO_ON}"
         ) from None
     return {"answer": text.strip(), "finish": finish, "seconds": round(time.perf_counter() - began, 3), **counts}
+
+
+def _reply(client: "OpenAI", model: str, prompt: str, longest: int) -> tuple:
+    """The server's reply at temperature 0, and what was different.
+
+    Newer models of OpenAI take the limit under another name, and no temperature: they say so, and are asked again.
+    """
+    from openai import BadRequestError
+
+    refused = _REFUSED.setdefault((str(client.base_url), model), set())
+    while True:
+        tried = set(refused)  # other threads may learn more meanwhile
+        options = {"max_completion_tokens" if "max_tokens" in tried else "max_tokens": longest}
+        options |= {} if "temperature" in tried else {"temperature": 0}
+        try:
+            message = [{"role": "user", "content": prompt}]
+            reply = client.chat.completions.create(model=model, messages=message, **options)
+            return reply, {"own_temperature": True} if "temperature" in tried else {}
+        except BadRequestError as error:
+            said = {"max_tokens": "max_completion_tokens", "temperature": "temperature"}
+            new = {name for name, word in said.items() if word in str(error)} - tried
+            if _NO_ROOM.search(str(error)) or not new:
+                raise
+            refused |= new
 
 
 def _why(error: Exception, client, model: str) -> str:

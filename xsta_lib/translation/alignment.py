@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.batches import collate_windows
-from ..data.files import is_blank
+from ..data.files import is_blank, write_text_atomically
 from ..data.squad import Answer, Question
 from ..data.windows import Windows, WindowSpec, answer_tokens, build_windows
 from ..encoders.backbones import E5_NAME, load_backbone
@@ -214,7 +214,7 @@ class SpanModel(nn.Module):
     def save(self, path: Path, about: dict) -> None:
         """Write the weights as JSON, with what they were fitted on."""
         values = {name: np.round(value.numpy(), 4).tolist() for name, value in self.state_dict().items()}
-        path.write_text(json.dumps({**about, "weights": values}) + "\n", "utf-8")
+        write_text_atomically(path, json.dumps({**about, "weights": values}) + "\n")
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> "SpanModel":

@@ -18,6 +18,7 @@ from typing import Protocol
 import langcodes
 import torch
 
+from ..data.files import without_secrets
 from ..data.folders import language_name
 from ..encoders.backbones import load_translator
 from ..encoders.checks import max_window
@@ -59,7 +60,7 @@ class Engine(Protocol):
     """Texts in, texts out.
 
     Attributes:
-        name: as the user wrote it; caches and files bear it.
+        name: as the user wrote it, without secrets; caches and files bear it.
         licence: of the model, where it is known; a condition on what it makes may follow from it.
         chunk: so many texts are best handed over at once.
     """
@@ -83,8 +84,9 @@ class Engine(Protocol):
 def open_engine(name: str) -> Engine:
     """The engine of a name: ``hf:MODEL``, ``command:PROGRAM ARGUMENTS`` or ``llm:MODEL@URL``.
 
-    In the arguments of a program ``{source}`` and ``{target}`` become the languages' two-letter codes, ``{source3}``
-    and ``{target3}`` those of three letters.
+    In the arguments of a program ``{source}`` and ``{target}`` become the languages' codes as they are given,
+    ``{source3}`` and ``{target3}`` those of three letters. Keys, tokens and passwords among them are used, but not kept
+    (:func:`~xsta_lib.data.files.without_secrets`).
 
     Raises:
         ValueError: no such kind, model, program or address; the message has the remedy.
@@ -248,14 +250,14 @@ class CommandEngine:
     licence, chunk = None, 256
 
     def __init__(self, name: str, timeout: float | None = None):
-        self.name, self.pair = name, None
+        self.name, self.pair = without_secrets(name), None
         self.timeout = _seconds(os.environ.get(TIMEOUT) or PATIENCE if timeout is None else timeout)
         try:
             self.words = shlex.split(name.partition(":")[2])
         except ValueError as error:
-            raise ValueError(f"{name}: {error}; mend its quotes") from None
+            raise ValueError(f"{self.name}: {error}; mend its quotes") from None
         if not shutil.which(self.words[0]):
-            raise ValueError(f"{name}: there is no program {self.words[0]!r}; install it, or give its path")
+            raise ValueError(f"{self.name}: there is no program {self.words[0]!r}; install it, or give its path")
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> list[str]:
         """See :class:`Engine`. Line breaks in a text become spaces."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import finalize
 
 from tqdm.auto import tqdm
 
@@ -47,6 +48,7 @@ class Kept:
         self.path = path or ":memory:"
         with self._explained():
             self.base = sqlite3.connect(self.path, timeout=60)
+            finalize(self, self.base.close)
             with self.base:
                 self.base.execute(TABLE)
 
