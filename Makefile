@@ -64,10 +64,11 @@ more-grids: .venv/.ready
 	for grid in methods ablations gamma layers seeds variants; do $(BIN)/xsta grid --name $$grid --protocol demo || exit 1; done
 	$(BIN)/xsta figures --protocol demo --inspect
 
-# Speed against the plain way (12 minutes on 2 cores), and what each part of the method costs (6 GiB of memory).
+# Speed against the plain way (12 minutes on 2 cores, 20 GB of memory), and what each part of the method costs (6 GiB).
+# It writes the records in benchmarks/results/ anew; without parallel's files the first part measures demo, in another file.
 bench: .venv/.ready
 	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/method_cost.py
+	$(BIN)/python benchmarks/method_cost.py --rounds 4 --rows 8
 
 # A reader for Spanish from English files, by Apertium (apt install apertium-eng-spa) and by people's pairs: half an hour of
 # translating and answering on one core, then five trainings of 300 steps, half an hour each; data: xsta download parallel.

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # One command on a machine with a GPU: the benchmarks, then the protocol parallel: systems, grids, figures.
-# It goes on where it stopped. A part of it, or a try on a CPU, by variables (tests/test_gpu_script.py does so):
+# It goes on where it stopped. paper_size.py and single trainings ran on an H200; this script as a whole was tested on a CPU
+# only, in its smallest size, and there is no throughput record of a GPU.
+# A part of it, or a try on a CPU, by variables (tests/test_gpu_script.py does so):
 #   PROTOCOL         a protocol's name or a folder of your own files
 #   METHODS, GRIDS   what is trained, by name; grids have the protocol's own settings whatever TRAIN says
 #   PAPER_SIZE       empty leaves out benchmarks/paper_size.py, which needs a GPU

@@ -6,9 +6,9 @@ same batches from the same weights, dropout off, and take turns batch by batch; 
 
     python benchmarks/throughput.py [--protocol parallel] [--rows 256] [--questions 48]
 
-``benchmarks/results/throughput-<machine>.json`` also holds pairs, tokens and questions a second, the share of the
-machine's measured matrix product rate that the model's arithmetic reaches, peak memory, how time grows with languages
-and data, and what sharing a source pass between languages saves.
+``benchmarks/results/throughput-<machine>.json``, of another protocol than ``parallel`` with its name behind, also holds
+pairs, tokens and questions a second, the share of the machine's measured matrix product rate that the model reaches,
+peak memory, how time grows with languages and data, and what sharing a source pass between languages saves.
 """
 
 import argparse
@@ -296,7 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     record = run(args)
-    write_record(record, args.results / f"throughput-{machine_name(args.device)}.json")
+    own = "" if record["protocol"] == "parallel" else f"-{record['protocol']}"  # other data: another record
+    write_record(record, args.results / f"throughput-{machine_name(args.device)}{own}.json")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_both_ways_agree_and_everything_is_measured(tmp_path, monkeypatch):
     backbone = write_tiny_e5(tmp_path / "tiny.bin", texts=texts, layers=8)
     sizes = ["--rows", "40", "--questions", "3", "--device", "cpu"]
     throughput.main(["--protocol", "demo", "--backbone", str(backbone), "--results", str(tmp_path), *sizes])
-    record = json.loads(next(tmp_path.glob("throughput-cpu-*.json")).read_text("utf-8"))
+    record = json.loads(next(tmp_path.glob("throughput-cpu-*-demo.json")).read_text("utf-8"))
     assert record["train_loss_difference"] < 1e-4
     named = ("train_speedup", "eval_speedup", "train_pairs_per_second", "eval_questions_per_second")
     assert all(record[name] > 0 for name in (*named, "matmul_utilisation", "peak_memory_bytes"))

@@ -1,5 +1,6 @@
 """Marked answers: nothing torn, nothing lost, right to left where it must be."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -10,14 +11,21 @@ from hypothesis import strategies as st
 from xsta_lib.data.protocols import load_protocol
 from xsta_lib.data.squad import Answer, Question
 from xsta_lib.experiments.inspection import READ, Case
-from xsta_lib.plotting.cases import RIGHT_TO_LEFT, case_picture, highlight, locate, units
+from xsta_lib.plotting.cases import case_picture, highlight, locate, units
 
 
 def test_highlight_marks_gold_and_prediction_and_escapes():
     question = Question("1", "Who <b>?", "Ada & Bob met Ada.", (Answer("Ada", 14),))
     text = highlight(question, "Ada", "en", 0.5)
     assert "Who &lt;b&gt;?" in text and "&amp; Bob met <span" in text and text.count("<span") == 1
-    assert 'dir="rtl"' in highlight(question, "Bob", "ar") and highlight(question, "Bob", "ar").count("<span") == 2
+    assert 'dir="auto"' in text and highlight(question, "Bob", "en").count("<span") == 2
+
+
+def test_only_letters_on_yellow_are_made_black():
+    html = highlight(Question("1", "Who?", "Ada met Bob.", (Answer("Ada", 0),)), "Bob", "en")
+    gold, predicted = re.findall(r'<span style="(.*?)">', html)
+    assert "color:black" in predicted and "background" in predicted
+    assert "border-bottom" in gold and "black" not in gold  # on a dark page it is as light as its neighbours
 
 
 def test_the_nearest_occurrence_is_located():
@@ -74,9 +82,21 @@ def test_a_picture_shows_every_word_and_mark(language):
     start, end, _ = next(units(target.context, []))
     first = next(text for text in words if text.get_text() == target.context[start:end])
     line = [text.get_position()[0] for text in words if text.get_position()[1] == first.get_position()[1]]
-    assert first.get_position()[0] == (max(line) if language in RIGHT_TO_LEFT else min(line))
+    assert first.get_position()[0] == (max(line) if language == "ar" else min(line))
     right = max(text.get_position()[0] for text in axes.texts)
     assert right < axes.get_xlim()[1]
+
+
+@pytest.mark.parametrize("text", ["עדה ראתה את Bob", "«آدا باب را دید»", "Ada اور باب کا 3 دن"])
+def test_hebrew_persian_and_urdu_run_from_right_to_left(text):
+    words = text.split()
+    target = Question("q", text, text, (Answer(words[0], 0),))
+    case = Case("failure", "xx", target, target, "", dict.fromkeys(READ, ""), dict.fromkeys(READ, 0.0), 1)
+    axes = case_picture([case]).axes[0]
+    right = [text for text in axes.texts if text.get_position()[0] > axes.get_xlim()[1] / 2]  # the target's side
+    drawn = [(text.get_position()[0], text.get_text()) for text in right if text.get_text() in words]
+    for line in (drawn[: len(words)], drawn[len(words) :]):  # the question, the context
+        assert [word for _, word in sorted(line, reverse=True)] == words
 
 
 def test_a_large_language_models_answer_is_written_out_and_not_marked():

@@ -2,6 +2,7 @@
 
 import html
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from types import MappingProxyType
@@ -15,7 +16,6 @@ from ..data.squad import Answer, Question
 from ..experiments.inspection import Case
 from .style import BLUE, DPI, GREEN, YELLOW, use_fonts
 
-RIGHT_TO_LEFT = ("ar",)
 SIZE = 9  # of the letters, in points
 EM = SIZE * DPI / 72  # in pixels, as all below
 LINE, SPACE = 1.65 * EM, 0.318 * EM  # DejaVu Sans's space
@@ -39,27 +39,32 @@ def locate(context: str, text: str, near: int) -> tuple[int, int] | None:
     return None if start is None else (start, start + len(text))
 
 
+def from_right(text: str) -> bool:
+    """Whether a text runs from right to left: most of its letters do, for a passage may begin with a foreign name."""
+    kinds = Counter(map(unicodedata.bidirectional, text))
+    return kinds["R"] + kinds["AL"] > kinds["L"]
+
+
 def highlight(question: Question, predicted: str, language: str, score: float | None = None) -> str:
     """HTML of a question and its context: gold answer underlined in green, prediction on yellow.
 
     Args:
         predicted: its occurrence nearest to the gold answer is marked.
-        language: sets the writing direction.
+        language: of the question, for the browser's choice of letters; the text itself says its direction.
         score: the prediction's probability, 0 to 1.
     """
     gold = question.answers[0] if question.answers else Answer("", 0)  # not every gold text is a span
     spans = {f"border-bottom:3px solid {GREEN}": (gold.start, gold.end)}
     if span := locate(question.context, predicted, gold.start):
-        spans[f"background:{YELLOW}"] = span
+        spans[f"background:{YELLOW};color:black"] = span  # a dark page's letters are white
     pieces = []
     for low, high in pairwise(sorted({0, len(question.context), *chain(*spans.values())})):
         text = html.escape(question.context[low:high])
         style = "".join(f"{mark};" for mark, (start, end) in spans.items() if start <= low < end)
-        pieces.append(f'<span style="{style}color:black">{text}</span>' if style else text)
-    direction = "rtl" if language in RIGHT_TO_LEFT else "ltr"
+        pieces.append(f'<span style="{style}">{text}</span>' if style else text)
     shown = "" if score is None else f" <small>(p = {score:.2g})</small>"
     asked = f"<b>{html.escape(question.question)}</b>{shown}<br>"
-    return f'<div dir="{direction}" lang="{language}" style="margin:0.6em 0">{asked}{"".join(pieces)}</div>'
+    return f'<div dir="auto" lang="{language}" style="margin:0.6em 0">{asked}{"".join(pieces)}</div>'
 
 
 def _breaks(text: str, at: int) -> bool:
@@ -94,16 +99,17 @@ class Column:
     def __init__(self, axes: Axes, left: float, width: float, top: float):
         self.axes, self.left, self.width, self.y = axes, left, width, top
 
-    def text(self, text: str, language: str, spans: Spans = MappingProxyType({}), weight: str = "normal") -> None:
-        """One paragraph with spans marked by style; right to left where the language is written so."""
+    def text(self, text: str, spans: Spans = MappingProxyType({}), weight: str = "normal") -> None:
+        """One paragraph with spans marked by style, from the right where most of it is written so."""
         renderer, x, marked = self.axes.figure.canvas.get_renderer(), 0.0, {}
+        mirrored = from_right(text)
         for start, end, space in units(text, list(chain(*spans.values()))):
             drawn = self.axes.text(0, 0, text[start:end], fontsize=SIZE, fontweight=weight, va="baseline", zorder=3)
             width = drawn.get_window_extent(renderer).width
             if x + width > self.width and text[start:end] not in CLOSING:
                 self._end_line(marked)
                 x, marked = 0.0, {}
-            at = self.left + (self.width - x - width if language in RIGHT_TO_LEFT else x)
+            at = self.left + (self.width - x - width if mirrored else x)
             drawn.set_position((at, self.y))
             for style, (low, high) in spans.items():
                 if low < end and start < high:
@@ -120,15 +126,15 @@ class Column:
             self.axes.add_patch(Rectangle(place, right - left, high * EM, zorder=order, **mark_look(style)))
         self.y += LINE
 
-    def passage(self, question: Question, language: str, answers: Mapping[str, str]) -> None:
+    def passage(self, question: Question, answers: Mapping[str, str]) -> None:
         """A question and its context with the gold answer and answers by style marked."""
-        self.text(question.question, language, weight="bold")
+        self.text(question.question, weight="bold")
         spans = {}
         for gold in question.answers[:1]:  # a translated source has none
             drawn = {style: text for style, text in answers.items() if style in MARKS}
             places = {style: locate(question.context, text, gold.start) for style, text in drawn.items()}
             spans = {"gold": (gold.start, gold.end)} | {style: span for style, span in places.items() if span}
-        self.text(question.context, language, spans)
+        self.text(question.context, spans)
 
 
 def mark_look(style: str) -> dict:
@@ -141,24 +147,26 @@ def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
     """Draw both sides of a case; returns where it ends."""
     half = 0.47 * width
     left, right = (Column(axes, x, half, top) for x in (0.02 * width, 0.51 * width))
-    left.passage(case.source, case.source_language, {"calibrated": case.source_answer})
-    right.passage(case.target, case.language, case.answers)
+    left.passage(case.source, {"calibrated": case.source_answer})
+    right.passage(case.target, case.answers)
     left.y = low = max(left.y, right.y) + EM
     for name, title in {**TITLES, **{name: name for name in case.answers if name not in TITLES}}.items():
-        Column(axes, right.left, half, low).text(f"{title} (F1 {case.f1[name]:.0f})", "en")
+        Column(axes, right.left, half, low).text(f"{title} (F1 {case.f1[name]:.0f})")
         answer = Column(axes, right.left + 0.4 * half, 0.6 * half, low)
-        answer.text(case.answers[name] or "(none)", case.language)
+        answer.text(case.answers[name] or "(none)")
         low = answer.y
     if case.source.answers:
         shown = "" if case.source_f1 is None else f" (F1 {case.source_f1:.0f})"
-        left.text(f"answer to the source{shown}: {case.source_answer or '(none)'}", "en")
+        left.text(f"answer to the source{shown}: {case.source_answer or '(none)'}")
     return low
 
 
 def case_picture(cases: Sequence[Case], note: str = "") -> Figure:
     """Cases below each other: source and target passage side by side, answers marked, and all answers written out.
 
-    ``MARKS`` says what is marked how. ``note`` stands at the bottom, such as where the texts come from.
+    ``MARKS`` says what is marked how. A case's answers are texts without a place: of several occurrences the one
+    nearest to the gold answer is marked, which may not be the one that the model chose. ``note`` stands at the
+    bottom, such as where the texts come from.
     """
     use_fonts()
     figure = Figure(figsize=(11, 20), dpi=DPI)

@@ -40,20 +40,20 @@ def projection_picture(source: Question, targets: Mapping[str, tuple[Question, S
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(top, 0))
     column = Column(axes, 0.02 * width, 0.96 * width, 2 * EM)
-    column.text(source.question, "en", weight="bold")
+    column.text(source.question, weight="bold")
     gold = source.answers[0]
-    column.text(source.context, "en", {"gold": (gold.start, gold.end)})
-    for language, (target, found) in targets.items():
+    column.text(source.context, {"gold": (gold.start, gold.end)})
+    for target, found in targets.values():
         column.y += EM
-        column.text(target.question, language, weight="bold")
+        column.text(target.question, weight="bold")
         gold, best = target.answers[0], found[0]
         spans = {"gold": (gold.start, gold.end), "calibrated": (best.start, best.end)}
-        column.text(target.context, language, spans)
+        column.text(target.context, spans)
         for span in found:
             low = column.y
-            Column(axes, column.left, 0.2 * width, low).text(f"probability {span.score:.2f}", "en")
+            Column(axes, column.left, 0.2 * width, low).text(f"probability {span.score:.2f}")
             written = Column(axes, column.left + 0.16 * width, 0.8 * width, low)
-            written.text(target.context[span.start : span.end], language)
+            written.text(target.context[span.start : span.end])
             column.y = written.y
     bottom = column.y + 2 * EM
     handles = [Rectangle((0, 0), 1, 1, label=text, **mark_look(style)) for style, text in KEY.items()]
