@@ -48,7 +48,8 @@ from xsta_lib.translation.spans import Projection, Projector, Row, StringMethod
 ENGINE = "command:apertium -u {source3}-{target3}"
 LANGUAGE, STEPS = "es", 300
 THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
-RUNS = (  # folder and method; the same steps, selection and test for all, so Spanish rows take the place of English ones
+# Folder and method; the same steps, selection and test for all, so Spanish rows take the place of English ones.
+RUNS = (
     *(("apertium", method) for method in ("x-sta", "trans-train")),
     *(("human", method) for method in ("x-sta", "trans-train")),
     ("english", "zero-shot"),

@@ -127,7 +127,7 @@ def test_killed_run_gives_the_same_weights_and_result(method: str, runs: dict, m
     results = load_all_results(str(runs["files"]), runs["whole"] / "results")
     table = cost_block([result for result in results if result["method"] == method])[1]
     beside = f"{sum(part['steps'] for part in extra.values()):,}"
-    assert table.loc[:, ["steps", "of these beside", "tokens"]].values.tolist() == [
+    assert table.loc[:, ["steps", "in other stages", "tokens"]].values.tolist() == [
         [f"{counted['steps']:,}", beside, f"{counted['tokens']:,}"]
     ]
     assert table.index[0].startswith(method) and ("abstract" in table.index[0]) == (method != "lakm")

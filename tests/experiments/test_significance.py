@@ -103,13 +103,14 @@ def test_seeds_and_articles_are_drawn_as_a_plain_loop_draws_them():
     tables = [(by_question(one) - by_question(BASE_SCORES))[["de", "zh"]] for one in first]
     rows = {name: [i for i, key in enumerate(tables[0].index) if articles[key] == name] for name in articles.values()}
     rng, drawn = np.random.default_rng(4), []
-    mean = np.mean([table.to_numpy().mean() for table in tables])
+    of_runs = [table.to_numpy().mean() for table in tables]
+    mean, error = np.mean(of_runs), np.std(of_runs, ddof=1) / math.sqrt(3)
     for _ in range(1500):
         chosen = [row for name in rng.choice(list(rows), 20) for row in rows[name]]
         means = np.array([table.to_numpy()[chosen].mean() for table in tables])
         # Student's t with two degrees of freedom: a normal number over the root of half the squares of two others
         student = rng.normal() / math.sqrt((rng.normal(size=2) ** 2).mean())
-        drawn.append(means.mean() + math.sqrt(((means - means.mean()) ** 2).sum() / 2 / 3) * student)
+        drawn.append(means.mean() + error * student)
     assert found.value == pytest.approx(mean)
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert (found.low, found.high) == (pytest.approx(low, abs=0.8), pytest.approx(high, abs=0.8))
@@ -135,6 +136,20 @@ def test_where_articles_do_not_matter_the_interval_is_students():
     mean, half = seed_interval([(by_question(one) - by_question(BASE_SCORES)).to_numpy().mean() for one in first])
     assert found.value == pytest.approx(mean)
     assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
+    turned = seeds_and_articles(second, first, articles)
+    assert (turned.low, turned.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+
+
+@pytest.mark.parametrize(("of_seed", "of_article", "of_both"), [(1, 0, 0.01), (1, 1, 1), (0.2, 2, 2)])
+def test_intervals_over_three_seeds_hold_the_truth_as_often_as_they_say(of_seed, of_article, of_both):
+    rng, held, articles = np.random.default_rng(8), 0, {f"q{i}": i for i in range(24)}
+    zero = scores({"de": np.zeros(24)})
+    for _ in range(150):
+        by_article = rng.normal(0, of_article, 24)
+        found = [by_article + rng.normal(0, of_seed) + rng.normal(0, of_both, 24) for _ in range(3)]
+        interval = seeds_and_articles([scores({"de": one}) for one in found], [zero] * 3, articles, resamples=400)
+        held += interval.low <= 0 <= interval.high
+    assert held >= 0.95 * 150 - 2 * math.sqrt(150 * 0.95 * 0.05)  # runs drawn from themselves: 122 in the first case
 
 
 def test_seeds_must_have_answered_the_same_questions_and_articles_be_known():

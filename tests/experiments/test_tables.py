@@ -104,11 +104,9 @@ def test_differences_over_seeds_are_those_of_the_same_seeds(folder):
 
 
 def test_a_comparison_across_machines_says_so(folder):
-    path = next((folder / "demo").glob("trans-train*.json"))
-    record = json.loads(path.read_text("utf-8"))
-    results = [r | {"provenance": {"device": "one"}} for r in load_results("demo", folder)]
+    results = load_results("demo", folder)
     for result in results:
-        result["provenance"] = {"device": "another" if result["method"] == record["method"] else "one"}
+        result["provenance"] = {"device": "another" if result["method"] == "trans-train" else "one"}
     _, table = tables.difference_block(frames.metrics_frame(results), "xquad")
     assert table["machines"].to_dict() == {
         "x-sta minus zero-shot": "",
@@ -116,6 +114,40 @@ def test_a_comparison_across_machines_says_so(folder):
         "x-sta minus x-sta (target only)": "",
     }
     assert tables.cost_block(results)[1].loc["trans-train", "machine"] == "another"
+
+
+def test_the_source_is_compared_alone_and_once(folder):
+    put(folder, 0.43, "none", method="pairs")
+    blocks = dict(tables.difference_blocks(frames.metrics_frame(load_results("demo", folder))))
+    assert {heading.partition(": ")[2] for heading in blocks} == {
+        "xquad, without en; x-sta minus",
+        "xquad, en; x-sta minus",
+        "xquad, without en; x-sta (target only) minus",
+        "xquad, without en; pairs minus",
+        "xquad, en; pairs minus",
+    }
+    ours = blocks["Measured, protocol demo: xquad, en; x-sta minus"]
+    assert list(ours.index) == [f"x-sta minus {name}" for name in ("zero-shot", "trans-train", "pairs")]
+    assert ours.loc["x-sta minus pairs", "difference of F1"] == "+7.0"
+
+
+def test_attention_is_that_of_the_last_looks_and_says_who_had_the_penalty(folder):
+    looks = [{"step": step, "content_mass": step / 10} for step in range(10)] + [{"step": 10, "loss": 1.0}]
+    results = [result | {"log": looks} for result in load_results("demo", folder)]
+    found = frames.attention_frame(results)
+    assert found["on content"].tolist() == pytest.approx([0.7] * len(found))
+    assert set(found[found["penalty"]]["system"]) > {"x-sta", "x-sta w/o gdks", "x-sta gamma=0.0"}
+    assert "x-sta (target only)" not in set(found["system"])  # the same run, read once more
+    without = [results[0] | {"method": "x-sta", "source": "gold", "without": ["alignment_token"]}]
+    without += [without[0] | {"without": [], "config": without[0]["config"] | {"switches": [["eta", 0.0]]}}]
+    assert not frames.attention_frame(without)["penalty"].any()
+
+
+def test_the_first_seed_is_the_full_methods(folder):
+    put(folder, 0.3, "none", method="zero-shot", seed=1)
+    results = load_results("demo", folder)
+    assert frames.first_seed(results) == 42
+    assert frames.first_seed([result for result in results if result["method"] == "zero-shot"]) == 1
 
 
 def test_a_system_measured_twice_is_refused(folder):

@@ -18,7 +18,7 @@ def test_highlight_marks_gold_and_prediction_and_escapes():
     question = Question("1", "Who <b>?", "Ada & Bob met Ada.", (Answer("Ada", 14),))
     text = highlight(question, "Ada", "en", 0.5)
     assert "Who &lt;b&gt;?" in text and "&amp; Bob met <span" in text and text.count("<span") == 1
-    assert 'dir="auto"' in text and highlight(question, "Bob", "en").count("<span") == 2
+    assert 'dir="ltr"' in text and highlight(question, "Bob", "en").count("<span") == 2
 
 
 def test_only_letters_on_yellow_are_made_black():

@@ -129,14 +129,13 @@ def test_command_reads_lines_and_writes_as_many(tmp_path: Path) -> None:
 
 
 def test_a_program_gets_its_secrets_and_nothing_else_does(tmp_path: Path) -> None:
-    words = """--api-key sk-1 --token='sk 2' LOGIN_PASSWORD=sk-3 -H 'Authorization: Bearer sk-4' http://me:sk-5@host"""
+    words = "--api-key sk-1 --token='sk 2' LOGIN_PASSWORD=sk-3 -H 'Authorization: Bearer sk-4' -H 'X-Api-Key: sk-5'"
+    words += " http://me:sk-6@host"
     engine = open_engine(f"{program(tmp_path, 'print(*sys.argv[2:])')} {words} --tokenizer moses --max-tokens 9")
     assert engine.translate(["a"], "en", "es") == [words.replace("'", "") + " --tokenizer moses --max-tokens 9"]
     assert "sk" not in engine.name.partition("{source}")[2]
-    assert engine.name.endswith(
-        "--api-key *** --token=*** LOGIN_PASSWORD=*** -H 'Authorization: Bearer ***' http://***@host "
-        "--tokenizer moses --max-tokens 9"
-    )
+    masked = "--api-key *** --token=*** LOGIN_PASSWORD=*** -H 'Authorization: Bearer ***' -H 'X-Api-Key: ***' http://***@host"
+    assert engine.name.endswith(f"{masked} --tokenizer moses --max-tokens 9")
 
 
 FAULTS = {

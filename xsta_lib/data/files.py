@@ -36,7 +36,8 @@ _UNSEEN = re.compile(f"[{_FILLERS}]")
 # What comes before a secret in a command line (--api-key, HF_TOKEN=, a header's Bearer), and the login of an address.
 # Names must end so: --tokenizer and --max-tokens are no secrets.
 _NAMES = r"[\w-]*(?:key|token|password|passwd|secret)"
-_SECRET = re.compile(rf"""(--?{_NAMES}(?:=|\s+)|{_NAMES}=|\bbearer\s+)("[^"]*"|'[^']*'|[^\s"']+)""", re.IGNORECASE)
+_BEFORE = rf"--?{_NAMES}(?:=|\s+)|{_NAMES}(?:=|:\s*)|\bbearer\s+"
+_SECRET = re.compile(rf"""({_BEFORE})("[^"]*"|'[^']*'|[^\s"']+)""", re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 

@@ -286,7 +286,7 @@ def read_squad(
             report.rejected[row.id] = found
         else:
             questions[row.id] = _merge(questions.get(row.id), found, path, report, repeats)
-    for key in report.rejected.keys() & questions.keys():  # another entry of the id is kept
+    for key in [key for key in report.rejected if key in questions]:  # another entry of the id is kept
         if report.rejected.pop(key) == UNFOUND:
             report.count("left_out", key)
     _refuse_useless(path, report, len(questions))

@@ -52,6 +52,11 @@ def system_name(result: dict) -> str:
     return name + ALONE if result["method"].startswith(("x-sta", "x-mixup")) and result["source"] == "none" else name
 
 
+def trained_on(result: dict) -> str:
+    """The machine that a result's model was trained on; empty where it does not say, as of a model behind a server."""
+    return "" if result["method"] == "llm" else result.get("provenance", {}).get("device", "")
+
+
 def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
     """Results as tidy rows, columns as in ``FRAME``.
 
@@ -76,7 +81,7 @@ def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
                 continue
             own = {"system": name, "dataset": dataset, "protocol": protocol_label(result)}
             own |= {key: result[key] for key in ("seed", "source", "source_language", "scores")}
-            own["device"] = result.get("provenance", {}).get("device", "")
+            own["device"] = trained_on(result)
             rows += [{**own, "language": language, **values} for language, values in by_language.items()]
     frame = pd.DataFrame(rows, columns=FRAME)
     if (twice := frame.duplicated(["system", "seed", "dataset", "language"], keep=False)).any():
@@ -124,7 +129,8 @@ def sweep_frame(results: Sequence[dict], switch: str) -> pd.DataFrame:
     ``held-out validation``, the score that chose the weights, where the run was validated. ``switch`` is one of
     ``FULL``; ``results`` are of one protocol and setting.
     """
-    return _gather([result for result in results if result["seed"] == first_seed(results)], switch)
+    seed = first_seed(results)
+    return _gather([result for result in results if result["seed"] == seed], switch)
 
 
 def seed_frame(results: Sequence[dict]) -> pd.DataFrame:
@@ -203,7 +209,8 @@ def first_seed(results: Sequence[dict]) -> int:
 
 def full_and_ablated(results: Sequence[dict]) -> dict[tuple[str, ...], dict]:
     """X-STA's results of the first seed by what is left out: no switches, those beside the source if there are any."""
-    own = [r for r in results if r["method"] == "x-sta" and not changes(r) and r["seed"] == first_seed(results)]
+    seed = first_seed(results)
+    own = [r for r in results if r["method"] == "x-sta" and not changes(r) and r["seed"] == seed]
     own = [r for r in own if r["source"] != "none"] or own
     return {tuple(r["without"]): r for r in own}
 

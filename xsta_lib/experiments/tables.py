@@ -26,6 +26,7 @@ from .frames import (
     protocol_label,
     system_name,
     systems,
+    trained_on,
 )
 from .results import load_articles, load_scores, results_folder
 from .significance import Difference, average_interval, paired_bootstrap, seed_interval, seeds_and_articles
@@ -90,13 +91,14 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", 
     without = [name for name in part["language"].unique() if (name == source) != in_source]
     articles = load_articles(Path(named["scores"].iloc[0]).parent, dataset)
     lines = {}
-    for name in systems(part):
+    others = [name for name in systems(part) if not (in_source and name.endswith(ALONE))]  # the source is read once
+    for name in others:
         shared = files[[against, name]].dropna() if name != against else ()
         if len(shared):
             machines = devices.loc[shared.index, [against, name]].to_numpy()
             lines[f"{against} minus {name}"] = _difference_cells(shared, machines, dataset, articles, without)
     compared = source if in_source else f"without {source}"
-    heading = f"Measured, protocol {part['protocol'].iloc[0]}: {dataset}, {compared}"
+    heading = f"Measured, protocol {part['protocol'].iloc[0]}: {dataset}, {compared}; {against} minus"
     return heading, pd.DataFrame(lines).T.fillna("")
 
 
@@ -130,7 +132,7 @@ def _difference_cells(
     if len(files) > 1:
         each = [paired_bootstrap(*pair, without, resamples=1).value for pair in zip(*sides, strict=True)]
         cells["each seed"] = ", ".join(f"{value:+.1f}" for value in each)
-    if (machines[:, 0] != machines[:, 1]).any():
+    if (machines != "").all() and (machines[:, 0] != machines[:, 1]).any():
         cells["machines"] = " and ".join(dict.fromkeys(machines.ravel()))
     return cells
 
@@ -159,7 +161,7 @@ def cost_block(results: Sequence[dict]) -> Block:
         numbers = {"steps": counts, "in other stages": beside}
         numbers |= {name: result.get(name) for name in ("sequences", "tokens", "seconds")}
         cells = {name: "" if value is None else f"{value:,.0f}" for name, value in numbers.items()}
-        cells["machine"] = result.get("provenance", {}).get("device", "")
+        cells["machine"] = trained_on(result)
         for dataset, by_language in result["metrics"].items():
             cells[f"{dataset} F1"] = f"{np.mean([values['f1'] for values in by_language.values()]):.1f}"
         lines[name] = cells
@@ -225,7 +227,8 @@ def ablation_difference_blocks(results: Sequence[dict]) -> list[Block]:
     target languages.
     """
     heading, blocks = _first_seed_heading(results), []
-    own = [r for r in results if r["method"] == "x-sta" and r["seed"] == first_seed(results)]
+    seed = first_seed(results)
+    own = [result for result in results if result["method"] == "x-sta" and result["seed"] == seed]
     beside: dict = {}
     for alone in (False, True):
         found = {system_name(r).removesuffix(ALONE): r for r in own if (r["source"] == "none") == alone}
@@ -250,7 +253,7 @@ def _minus_full(others: Iterable[dict], full: dict, dataset: str) -> dict[str, d
             kept = () if changes(result) else tuple(result["without"])
             name = ABLATION_ROWS.get(kept) if kept else None
             files = pd.DataFrame([[result["scores"], full["scores"]]])
-            devices = np.array([[r.get("provenance", {}).get("device", "") for r in (result, full)]])
+            devices = np.array([[trained_on(result), trained_on(full)]])
             cells = _difference_cells(files, devices, dataset, articles, [full["source_language"]])
             lines[name or system_name(result).removesuffix(ALONE).removeprefix("x-sta ")] = cells
     return dict(sorted(lines.items(), key=lambda line: rows.index(line[0]) if line[0] in rows else len(rows)))

@@ -64,7 +64,8 @@ def highlight(question: Question, predicted: str, language: str, score: float | 
         pieces.append(f'<span style="{style}">{text}</span>' if style else text)
     shown = "" if score is None else f" <small>(p = {score:.2g})</small>"
     asked = f"<b>{html.escape(question.question)}</b>{shown}<br>"
-    return f'<div dir="auto" lang="{language}" style="margin:0.6em 0">{asked}{"".join(pieces)}</div>'
+    direction = "rtl" if from_right(question.context) else "ltr"
+    return f'<div dir="{direction}" lang="{language}" style="margin:0.6em 0">{asked}{"".join(pieces)}</div>'
 
 
 def _breaks(text: str, at: int) -> bool:

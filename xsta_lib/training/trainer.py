@@ -148,8 +148,8 @@ class Trainer:
         self.run = run or json.dumps(asdict(config), sort_keys=True)
         self.on_log, self.model, self.gold_probability = on_log, model, gold_probability
         if config.gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})  # the second name is that of older versions of transformers
+            name = "activation_checkpointing_enable"  # versions of transformers before 5.23 have another one
+            getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
         model.encoder.get_input_embeddings().weight.requires_grad_(not config.freeze_embeddings)
         passes = Passes(model)
         if config.compile:
