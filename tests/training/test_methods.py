@@ -106,11 +106,8 @@ def test_compiling_changes_nothing(preset: str, options: dict[str, Any], fresh_c
 
 
 @pytest.mark.heavy
-def test_more_languages_than_pytorchs_limit_are_all_compiled(
-    fresh_compiler: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+@torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True)
+def test_more_languages_than_pytorchs_limit_are_all_compiled(fresh_compiler: Any) -> None:
     languages = ["en", *(f"l{number}" for number in range(8))]
     passes = Passes(tiny_model("plain", layers=1, normalisation="per-language", languages=languages))
     passes.compile(backend="eager", dynamic=True)
