@@ -236,6 +236,9 @@ def test_curves_draw_the_frames_values(folder):
     assert [text.get_text() for text in one.get_legend().get_texts()] == ["xquad (target only)", "xquad"]
     drawn = figures.layer_curve(frame, ["xquad"], "demo", seeds).axes[0].lines[0]
     assert drawn.get_xydata().tolist() == [[k, v] for k, v in frame["xquad"].items()]
+    for axes in figures.layer_curve(frame, ["held-out validation", "xquad"], "demo", seeds).axes:
+        low, high = axes.get_ylim()
+        assert axes.lines and all(low < value < high for line in axes.lines for value in line.get_ydata())
 
 
 def test_a_data_set_without_english_has_ablations_and_curves(tmp_path):

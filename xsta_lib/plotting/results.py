@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..data.files import home
 from ..data.folders import language_name
 from ..data.squad import Question
-from ..experiments.experiment import GAMMAS, backbone_tag, place_of, setting_of
+from ..experiments.experiment import GAMMAS, LAYERS, backbone_tag, place_of, setting_of
 from ..experiments.frames import (
     ALONE,
     FULL,
@@ -185,18 +185,20 @@ def reading_bars(
 
 
 def _sweep(
-    title: str, frame: pd.DataFrame, names: Sequence[str], protocol: str, seeds: pd.DataFrame, full: float, apart: bool
+    title: str, frame: pd.DataFrame, names: Sequence[str], protocol: str, seeds: pd.DataFrame, full: float
 ) -> Figure:
-    """A line for each of the named columns over the frame's index, in panels of their own if ``apart``.
+    """A line for each of the named columns over the frame's index, in panels of their own if of two data sets.
 
     At the place ``full``, the full method with other seeds than the drawn one, as hollow markers.
     """
+    apart = len({name.removesuffix(ALONE) for name in names}) > 1
     figure, sides = panels(8 if apart else 5, 3.2, len(names) if apart else 1)
     for axes, name, colour, marker in zip(sides * len(names), names, PALETTE, MARKERS, strict=False):
         axes.plot(frame.index, frame[name], color=colour, marker=marker, label=name)
         if name in seeds:
             others = seeds[name].drop(seeds.index.min())
             axes.plot([full] * len(others), others, marker, color=colour, markerfacecolor="none", zorder=1)
+    for axes in sides:
         axes.set(xlabel=frame.index.name, ylabel="F1 (%)", xticks=frame.index)
         low, high = axes.get_ylim()
         if high - low < LEAST_RANGE:  # a point of F1, as much as a seed moves, must not look like a mountain
@@ -216,10 +218,9 @@ def gamma_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str, seed
         columns: one or two of the frame's; the values of gamma are spaced evenly.
         protocol: named in the title.
     """
-    apart = len({name.removesuffix(ALONE) for name in columns}) > 1
     even, full = frame.set_axis(range(len(frame))).rename_axis("gamma"), int(frame.index.searchsorted(FULL["gamma"]))
     few = f", {len(frame)} of the paper's {len(GAMMAS)} values" if len(frame) < len(GAMMAS) else ""
-    figure = _sweep(f"Weight of the teacher's loss{few}", even, columns, protocol, seeds, full, apart)
+    figure = _sweep(f"Weight of the teacher's loss{few}", even, columns, protocol, seeds, full)
     for axes in figure.axes:
         axes.set_xticklabels([f"{value:g}" for value in frame.index])
     return figure
@@ -228,7 +229,8 @@ def gamma_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str, seed
 def layer_curve(frame: pd.DataFrame, columns: Sequence[str], protocol: str, seeds: pd.DataFrame) -> Figure:
     """Figure 8: mean F1 over the layer that shares, a line a column; arguments as for :func:`gamma_curve`."""
     named = frame.rename_axis("sharing layer")
-    return _sweep("Layer of GDKS", named, columns, protocol, seeds, FULL["sharing_layer"], apart=False)
+    few = f", {len(frame)} of {len(LAYERS)} layers" if len(frame) < len(LAYERS) else ""
+    return _sweep(f"Layer of GDKS{few}", named, columns, protocol, seeds, FULL["sharing_layer"])
 
 
 def length_boxes(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
