@@ -27,11 +27,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from xsta_lib.data.files import read_json, replacing, write_text_atomically
+from xsta_lib.data.files import BOX, read_json, replacing, write_text_atomically
 from xsta_lib.data.folders import TRANSLATE_TEST, file_name
 from xsta_lib.data.protocols import TYDIQA_TRAIN, TestSet, load_protocol
 from xsta_lib.data.squad import write_squad
-from xsta_lib.encoders.packed import BOX, load_packed
+from xsta_lib.encoders.packed import load_packed
 from xsta_lib.experiments.experiment import Experiment, experiment
 from xsta_lib.experiments.projected import evaluate_readings
 from xsta_lib.experiments.results import results_folder, score_frame, scores_path, write_scores

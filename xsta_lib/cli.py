@@ -18,8 +18,6 @@ from pathlib import Path
 from .options import build_parser
 
 DEMO_BYTES, DEMO_STEPS = 1_000_000_000, 40  # one model of 470 MB
-# The reader in the box, as encoders.packed has it, which takes seconds to import.
-BOXED = Path(__file__).with_name("readers") / "x-sta-e5-small"
 
 
 def _download(args: argparse.Namespace) -> None:
@@ -181,12 +179,13 @@ def _open_reader(model: str | None, detects: bool) -> "Reader":  # noqa: F821  (
 
 def _folder(model: str | None) -> Path:
     """The folder that a reader's name means, such as that of the box; of an id on a hub there is none."""
-    boxed = model is None or model == BOXED.name and not Path(model).exists()
-    return BOXED if boxed else Path(model).expanduser().absolute()
+    from .data.files import BOX, is_boxed
+
+    return BOX if is_boxed(model) else Path(model).expanduser().absolute()
 
 
 def _answer(args: argparse.Namespace) -> None:
-    from .data.files import read_text, weights_key, without_secrets
+    from .data.files import BOX, read_text, weights_key, without_secrets
     from .prediction.lines import answer_lines, as_json, read_requests
 
     if bool(args.source_question) != bool(args.source_context):
@@ -199,7 +198,7 @@ def _answer(args: argparse.Namespace) -> None:
         raise ValueError(f"--project needs a source version: {need}")
     if args.output and not args.batch:
         raise ValueError("--output belongs to --batch; without it, send the answer on with > FILE")
-    model, count = args.model or BOXED.name, args.n_best
+    model, count = args.model or BOX.name, args.n_best
     open_reader = partial(_open_reader, args.model, detects=not args.language)
     options = {"n_best": count or 3, "translate": args.translate, "project": args.project}
     if args.batch:

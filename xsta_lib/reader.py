@@ -8,14 +8,14 @@ from numbers import Integral
 from pathlib import Path
 
 from .baselines import aacl, calibrenet, lakm, mixup  # noqa: F401  (their models are known once imported)
-from .data.files import check_text, is_blank
+from .data.files import BOX, check_text, is_blank, is_boxed
 from .data.folders import language_name
 from .data.squad import Question
 from .data.windows import WindowSpec
 from .encoders.backbones import load_reader
 from .encoders.checks import max_window
 from .encoders.e5_file import BackboneError
-from .encoders.packed import BOX, PACKED, load_packed
+from .encoders.packed import PACKED, load_packed
 from .model.modeling import XStaForQuestionAnswering
 from .prediction.answers import ReaderAnswer
 from .prediction.plain import PlainReader
@@ -254,7 +254,7 @@ class Reader:
 
 def _load(name: str | Path | None) -> tuple:
     """The model and the tokenizer that ``Reader(name)`` means."""
-    if name is None or (name == BOX.name and not Path(name).exists()):  # as its answers call it
+    if is_boxed(name):
         if not (BOX / PACKED).is_file():
             raise BackboneError(f"{BOX}: the reader in the box is not there; install xsta again, or name a model")
         return load_packed(BOX)

@@ -9,9 +9,8 @@ import pytest
 from project import write_corpus
 from tiny import write_tiny_e5
 
-from xsta_lib.data.files import weights_key
+from xsta_lib.data.files import BOX, weights_key
 from xsta_lib.data.protocols import LOADERS, load_folder, load_protocol
-from xsta_lib.encoders.packed import BOX
 from xsta_lib.experiments import inspection
 from xsta_lib.experiments.experiment import SETTINGS, experiment
 from xsta_lib.experiments.inspection import (

@@ -26,7 +26,6 @@ from .backbones import e5_tokenizer, first_line, read_backbone
 from .checks import check_weights, not_finite
 from .e5_file import BLOCK_BYTES, BLOCK_WEIGHTS, Q4, BackboneError, E5File, read_tensor
 
-BOX = Path(__file__).parents[1] / "readers" / "x-sta-e5-small"  # the reader in the box
 PACKED = "packed.json"
 WEIGHTS = "model.safetensors"
 WORDS = "emb.word"  # the word embeddings in the 4-bit file

@@ -21,8 +21,10 @@ SYSTEMS = (
     *("x-mixup_content", "x-mixup_content (target only)", "x-sta (target only)", "x-sta"),
 )
 LLM = "llm "  # before the name of a large language model that was asked every question of a protocol
-FRAME = ["system", "dataset", "language", "f1", "em", "n", "seed"]
-FRAME += ["source", "source_language", "protocol", "device", "scores"]
+FRAME = [
+    *("system", "dataset", "language", "f1", "em", "n"),
+    *("seed", "source", "source_language", "protocol", "device", "scores"),
+]
 
 
 def changes(result: dict) -> dict[str, object]:
@@ -61,8 +63,7 @@ def metrics_frame(results: Sequence[dict]) -> pd.DataFrame:
     """Results as tidy rows, columns as in ``FRAME``.
 
     A data set without sources is read alone whatever was asked for; its numbers count once, without "(target only)".
-
-    ``device`` is what it was trained on, empty where a result does not say.
+    ``device`` is what the model was trained on (:func:`trained_on`).
 
     Raises:
         ValueError: the results are of several protocols, backbones or settings, which do not compare; or one system has
@@ -166,20 +167,17 @@ def reading_frame(results: Mapping[str, Mapping], dataset: str) -> pd.DataFrame:
     return frame[[*order, *(name for name in frame if name not in order)]]
 
 
-def split_by_source(
-    answers: pd.DataFrame, source: str, groups_of: pd.DataFrame | None = None, least: float = 100.0
-) -> dict[str, float]:
+def split_by_source(answers: pd.DataFrame, source: str, groups_of: pd.DataFrame | None = None) -> dict[str, float]:
     """Mean F1 over the targets, of all questions and of those that a reader gets exactly right in the source or not.
 
     Args:
         answers: rows ``language, id, f1, em`` of one system, in percent.
         source: the source language, which ``groups_of`` must have.
         groups_of: the reader whose source answers make the two groups; by default the system itself.
-        least: exact match, in percent, from which an answer counts as right.
     """
     asked = (answers if groups_of is None else groups_of).set_index(["language", "id"])["em"][source]
     table = by_question(answers)
-    right, targets = asked.reindex(table.index) >= least, table.drop(columns=source, errors="ignore").mean(axis=1)
+    right, targets = asked.reindex(table.index) == 100, table.drop(columns=source, errors="ignore").mean(axis=1)
     numbers = 100 * right.mean(), targets.mean(), targets[right].mean(), targets[~right].mean()
     return dict(zip((f"{source} right, %", "targets", "where right", "where not"), numbers, strict=True))
 
@@ -194,8 +192,8 @@ def attention_frame(results: Sequence[dict]) -> pd.DataFrame:
     for result in results:
         shares = [line["content_mass"] for line in result.get("log", ()) if "content_mass" in line]
         if shares and result["source"] != "none":
-            weights = {"eta": XStaConfig.eta} | changes(result)
-            penalty = result["method"] == "x-sta" and "alignment_token" not in result["without"] and weights["eta"] != 0
+            eta = changes(result).get("eta", XStaConfig.eta)
+            penalty = result["method"] == "x-sta" and "alignment_token" not in result["without"] and eta != 0
             told = {"system": system_name(result), "setting": setting_of(result["config"]), "seed": result["seed"]}
             rows.append(told | {"penalty": penalty, "on content": float(np.mean(shares[-5:]))})
     return pd.DataFrame(rows, columns=["system", "setting", "seed", "penalty", "on content"])

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from ..data.files import read_json, weights_key, write_text_atomically
+from ..data.files import BOX, read_json, weights_key, write_text_atomically
 from ..data.protocols import TestSet, load_protocol
 from ..data.squad import Answer, Question
 from ..data.windows import window_cache
-from ..encoders.packed import BOX, load_packed
+from ..encoders.packed import load_packed
 from ..model.modeling import XStaForQuestionAnswering
 from ..prediction.evaluation import evaluate_once, kept_answers, provenance, score_answers
 from ..prediction.explaining import (

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.files import read_json, write_text_atomically
+from ..data.files import BOX, read_json, write_text_atomically
 from ..data.folders import language_name
 from ..data.protocols import ProtocolData, load_protocol
-from ..encoders.packed import BOX, WEIGHTS, load_packed, pack
+from ..encoders.packed import WEIGHTS, load_packed, pack
 from ..prediction.evaluation import evaluate_model, provenance
 from ..training.ranks import device
 from .experiment import Experiment, experiment

@@ -17,11 +17,11 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
-from ..data.files import read_json, write_text_atomically
+from ..data.files import BOX, read_json, write_text_atomically
 from ..data.protocols import TestSet, load_protocol
 from ..data.squad import Question
 from ..encoders.backbones import E5_NAME
-from ..encoders.packed import BOX, load_packed
+from ..encoders.packed import load_packed
 from ..prediction.evaluation import provenance
 from ..prediction.explaining import one_per_passage
 from ..prediction.metrics import Score, aggregate, score

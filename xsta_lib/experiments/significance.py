@@ -110,7 +110,7 @@ def seeds_and_articles(
     Raises:
         ValueError: two of them did not answer the same questions.
     """
-    tables = [_difference_table(one, other, without) for one, other in zip(first, second, strict=True)]
+    tables = [difference_table(one, other, without) for one, other in zip(first, second, strict=True)]
     if any(not table.isna().equals(tables[0].isna()) for table in tables):
         raise ValueError("the seeds did not answer the same questions; compare results of one protocol")
     units = tables[0].index.map(articles) if articles else tables[0].index
@@ -127,8 +127,12 @@ def seeds_and_articles(
     return _interval(float(np.mean(found)), drawn)
 
 
-def _difference_table(first: pd.DataFrame, second: pd.DataFrame, without: Sequence[str]) -> pd.DataFrame:
-    """First minus second as :func:`by_question` has them; ValueError where they did not answer the same questions."""
+def difference_table(first: pd.DataFrame, second: pd.DataFrame, without: Sequence[str]) -> pd.DataFrame:
+    """First minus second, in percentage points, as :func:`by_question` has them; arguments as for the comparisons.
+
+    Raises:
+        ValueError: the two did not answer the same questions.
+    """
     tables = [by_question(scores[~scores["language"].isin(without)]).sort_index() for scores in (first, second)]
     same = tables[0].index.equals(tables[1].index) and list(tables[0]) == list(tables[1])
     if not same or not (tables[0].isna() == tables[1].isna()).all().all():

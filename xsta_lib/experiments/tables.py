@@ -29,7 +29,7 @@ from .frames import (
     trained_on,
 )
 from .results import load_articles, load_scores, results_folder
-from .significance import Difference, average_interval, paired_bootstrap, seed_interval, seeds_and_articles
+from .significance import Difference, average_interval, difference_table, seed_interval, seeds_and_articles
 
 # The paper's tables: number, task, and the data set here that its numbers stand beside.
 TABLES = {1: ("MLQA", "mlqa"), 2: ("TyDiQA", "tydiqa"), 3: ("XQuAD", "xquad")}
@@ -128,16 +128,16 @@ def _difference_cells(
     sides = [[load_scores(file, dataset) for file in files.iloc[:, place]] for place in (0, 1)]
     found = seeds_and_articles(*sides, articles, without)
     units = f"{len(set(articles.values()))} articles" if articles else "questions"
-    cells = interval_cells(found) | {"over": f"{len(files)} seeds, {units}" if len(files) > 1 else units}
+    cells = _interval_cells(found) | {"over": f"{len(files)} seeds, {units}" if len(files) > 1 else units}
     if len(files) > 1:
-        each = [paired_bootstrap(*pair, without, resamples=1).value for pair in zip(*sides, strict=True)]
+        each = [difference_table(*pair, without).mean().mean() for pair in zip(*sides, strict=True)]
         cells["each seed"] = ", ".join(f"{value:+.1f}" for value in each)
     if (machines != "").all() and (machines[:, 0] != machines[:, 1]).any():
         cells["machines"] = " and ".join(dict.fromkeys(machines.ravel()))
     return cells
 
 
-def interval_cells(found: Difference) -> dict[str, str]:
+def _interval_cells(found: Difference) -> dict[str, str]:
     """A difference as cells of a table."""
     return {
         "difference of F1": f"{found.value:+.1f}",
@@ -226,8 +226,7 @@ def ablation_difference_blocks(results: Sequence[dict]) -> list[Block]:
     A block for each data set and reading, beside the source and alone; cells as in :func:`difference_block`, over the
     target languages.
     """
-    heading, blocks = _first_seed_heading(results), []
-    seed = first_seed(results)
+    heading, blocks, seed = _first_seed_heading(results), [], first_seed(results)
     own = [result for result in results if result["method"] == "x-sta" and result["seed"] == seed]
     beside: dict = {}
     for alone in (False, True):

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from ..encoders.packed import BOX
+from ..data.files import BOX
 from ..experiments.packing import boxed_experiment
 from .style import BLUE, VERMILION
 
