@@ -79,5 +79,5 @@ spanish: .venv/.ready
 gpu: .venv/.ready
 	bash benchmarks/gpu.sh $(BIN)
 
-clean:
-	rm -rf .venv runs build *.egg-info
+clean:  # what can be made again in minutes; runs/ has trained models and paid answers
+	rm -rf .venv build *.egg-info

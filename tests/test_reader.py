@@ -194,6 +194,7 @@ def test_one_in_one_out_lists_in_lists_out_in_order(ours):
     found = reader.answer(questions, contexts, ["de", None, "en", "de"])
     assert [answer.language for answer in found] == ["de", "de", "en", "de"]
     assert [answer.detected for answer in found] == [False, True, False, False]
+    assert ["detected" in answer.to_dict() for answer in found] == [False, True, False, False]
     for question, context, answer in zip(questions, contexts, found, strict=True):
         alone = reader.answer(question, context, answer.language)
         assert alone.text == answer.text == context[answer.start : answer.end] and answer.text

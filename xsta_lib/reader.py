@@ -190,8 +190,11 @@ class Reader:
         given: list[Question],
         project: bool,
     ) -> dict[str, Question]:
-        """By id, the source versions that an engine makes; nothing of them is kept on the disk."""
-        from .translation.engines import open_engine
+        """By id, the source versions that an engine makes; nothing of them is kept on the disk.
+
+        A language that was only found out may be wrong: if the engine does not have it, its questions are read alone.
+        """
+        from .translation.engines import LanguageError, open_engine
         from .translation.translator import Translator
 
         if not self.reads_pairs and not project:
@@ -201,14 +204,23 @@ class Reader:
             if engine not in self._engines:
                 self._engines[engine] = open_engine(engine)
             engine = self._engines[engine]
-        known, made, failed = {source.id for source in given}, {}, []
+        known, made, failed, sure = {source.id for source in given}, {}, [], set()
         wanted: dict[str, list[Question]] = {}
-        for target, (tongue, _) in zip(targets, tongues, strict=True):
+        for target, (tongue, detected) in zip(targets, tongues, strict=True):
             if target.id not in known and tongue != self.source_language and not _why_blank(target):
                 wanted.setdefault(tongue, []).append(target)
-        for tongue, questions in wanted.items():
+                sure |= set() if detected else {tongue}
+        # the commonest first: it says which pair an engine of one pair is for
+        for tongue, questions in sorted(wanted.items(), key=lambda item: -len(item[1])):
             translator = Translator(engine, tongue, self.source_language, keep=False, progress=False)
-            translator.prepare(text for question in questions for text in (question.question, question.context))
+            try:
+                translator.prepare(text for question in questions for text in (question.question, question.context))
+            except LanguageError as error:
+                if tongue in sure:
+                    raise
+                said = f"{len(questions)} questions, found to be in {tongue!r}, are read alone: {error}"
+                warnings.warn(f"{said}; or give their language", stacklevel=3)
+                continue
             for one in questions:
                 asked, context = translator.passage(one.question), translator.passage(one.context)
                 version = replace(one, question=asked.text, context=context.text)

@@ -64,7 +64,10 @@ def folder(tmp_path: Path) -> Path:
     second = "Nothing here. An untranslatable word is gone."
     questions = [
         Question("e", "Where is the river Elbe?", first, (Answer("Dresden", first.index("Dresden")),), "Rivers"),
-        Question("m", "Where is the Main?", first, (Answer("Frankfurt", first.index("Frankfurt")),), "Rivers"),
+        # the second gold is no span of the text, so it must not get into the translation either
+        Question(
+            "m", "Where is the Main?", first, (Answer("Frankfurt", first.index("Frankfurt")),), "Rivers", ("Main",)
+        ),
         Question("u", "What is gone?", second, (Answer("word", second.index("word")),), "Words"),
     ]
     write_squad(tmp_path / "mine" / "train.en.json", questions, {"license": "CC BY-SA 4.0", "attribution": "A. Writer"})
@@ -76,6 +79,7 @@ def test_places_of_sentences_are_known(engine: CommandEngine) -> None:
     for target, joined in (
         ("es", "oNE IS. tWO ARE.  \n\n tHREE GO! 🙂 fOUR"),
         ("zh", "oNE IS.tWO ARE.  \n\n tHREE GO!🙂 fOUR"),
+        ("jpn", "oNE IS.tWO ARE.  \n\n tHREE GO!🙂 fOUR"),
     ):
         found = Translator(engine, "en", target, progress=False).passage(text)
         assert found.text == joined and not found.missing
@@ -249,6 +253,17 @@ def test_reader_translates_on_the_fly(engine: CommandEngine, tmp_path: Path, cap
     assert (
         made[0].to_dict()["source"]["question"] == question.swapcase() and question.swapcase() in made[0]._repr_html_()
     )
+    spanish, cat = "El río Elba pasa por la ciudad de Dresde y es muy largo.", "command:cat"
+    with pytest.warns(UserWarning, match="1 questions, found to be in 'es', are read alone: .* or give their language"):
+        found = reader.answer(
+            ["Wo liegt die Stadt Dresden an der Elbe?", "Was?", "¿Por dónde pasa?"],
+            [context.replace("is", "ist"), "Die Elbe fließt durch die Stadt Dresden und ist lang.", spanish],
+            [None, "de", None],
+            translate=cat,
+        )
+    assert found[1].source and not found[2].source
+    with pytest.raises(EngineError, match="was asked for de to en before"):
+        reader.answer("¿Por dónde pasa?", spanish, "es", translate=cat)
     with pytest.warns(UserWarning, match="1 questions are read alone, as .* did not translate them whole"):
         alone = reader.answer("Who is untranslatable?", context, "de", translate=engine)
     assert alone.source is None and alone.readings == {}

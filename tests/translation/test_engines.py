@@ -14,9 +14,11 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
 from families import FAMILIES, TEXTS, make_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from xsta_lib.encoders.backbones import BackboneError
@@ -66,6 +68,29 @@ def test_a_family_translates_as_transformers_does(models: dict[str, Path], famil
     if family != "opus-mt-en-es":
         tokens = {engine._direction("en", language) for language in ("es", "spa", "es-MX")}
         assert len(tokens) == 1
+
+
+class Harm:
+    """What runs code when it is unpickled by who trusts a file."""
+
+    def __reduce__(self):
+        return print, ("harm",)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_in_the_older_form_are_read_without_running_what_is_in_them(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    place = shutil.copytree(models["nllb"], tmp_path / "nllb")
+    weights = load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+    torch.save(weights, place / "pytorch_model.bin")  # as the hub's NLLB-200 and Opus-MT are
+    wanted = open_engine(f"hf:{models['nllb']}").translate(TEXTS, "en", "es")
+    assert open_engine(f"hf:{place}").translate(TEXTS, "en", "es") == wanted
+    torch.save(weights | {"x": Harm()}, place / "pytorch_model.bin")
+    with pytest.raises(BackboneError):
+        open_engine(f"hf:{place}")
+    assert "harm" not in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -130,12 +155,17 @@ def test_command_reads_lines_and_writes_as_many(tmp_path: Path) -> None:
 
 def test_a_program_gets_its_secrets_and_nothing_else_does(tmp_path: Path) -> None:
     words = "--api-key sk-1 --token='sk 2' LOGIN_PASSWORD=sk-3 -H 'Authorization: Bearer sk-4' -H 'X-Api-Key: sk-5'"
-    words += " http://me:sk-6@host"
-    engine = open_engine(f"{program(tmp_path, 'print(*sys.argv[2:])')} {words} --tokenizer moses --max-tokens 9")
-    assert engine.translate(["a"], "en", "es") == [words.replace("'", "") + " --tokenizer moses --max-tokens 9"]
+    words += " http://me:sk-6@host -H 'Authorization: Basic sk-7' -u me:sk-8 http://host?auth=sk-9"
+    engine = open_engine(
+        f"{program(tmp_path, 'print(*sys.argv[2:])')} {words} --tokenizer moses --max-tokens 9 -u en-es"
+    )
+    assert engine.translate(["a"], "en", "es") == [
+        words.replace("'", "") + " --tokenizer moses --max-tokens 9 -u en-es"
+    ]
     assert "sk" not in engine.name.partition("{source}")[2]
     masked = "--api-key *** --token=*** LOGIN_PASSWORD=*** -H 'Authorization: Bearer ***' -H 'X-Api-Key: ***' http://***@host"
-    assert engine.name.endswith(f"{masked} --tokenizer moses --max-tokens 9")
+    masked += " -H 'Authorization: Basic ***' -u *** http://host?auth=***"
+    assert engine.name.endswith(f"{masked} --tokenizer moses --max-tokens 9 -u en-es")
 
 
 FAULTS = {
@@ -211,7 +241,10 @@ class Server(BaseHTTPRequestHandler):
         self.server.seen.append((prompt, asked["max_tokens"]))
         text = prompt.split("\n\n")[1]
         message = {"role": "assistant", "content": None if "refuse" in text else f"\n{text.upper()}\n"}
-        choice = {"index": 0, "message": message, "finish_reason": "length" if "endless" in text else "stop"}
+        if "think" in text:
+            message["content"] = f"<think>\nHm, {text}?\n</think>{message['content']}"
+        ends = {"endless": "length", "filtered": "content_filter"}
+        choice = {"index": 0, "message": message, "finish_reason": ends.get(text, "stop")}
         head = {"id": "c", "object": "chat.completion", "created": 0, "model": "m"}
         raw = json.dumps(head | {"choices": [choice]}).encode()
         self.send_response(401 if "secret" in text else 200)
@@ -239,8 +272,8 @@ def test_a_language_model_translates(server: ThreadingHTTPServer) -> None:
     url = f"http://127.0.0.1:{server.server_port}/v1"
     engine = open_engine(f"llm:org/m@home@{url}")
     assert engine.model == "org/m@home"
-    texts = ["one", "please refuse", "endless", *(f"text {i}" for i in range(9))]
-    assert engine.translate(texts, "en", "es") == ["ONE", "", "", *(f"TEXT {i}" for i in range(9))]
+    texts = ["one", "please refuse", "endless", "filtered", "think twice", *(f"text {i}" for i in range(9))]
+    assert engine.translate(texts, "en", "es") == ["ONE", "", "", "", "THINK TWICE", *(f"TEXT {i}" for i in range(9))]
     assert all(prompt.startswith("Translate the text from English to Spanish.") for prompt, _ in server.seen)
     assert {longest for _, longest in server.seen} == {1024}
     with pytest.raises(EngineError, match="the key is refused.*run the same command again"):

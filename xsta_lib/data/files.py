@@ -33,10 +33,11 @@ _FOREIGN = {  # how a file begins that is no text in UTF-8: what it is, and what
 # what its categories say already. Variation selectors are most of them.
 _FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
 _UNSEEN = re.compile(f"[{_FILLERS}]")
-# What comes before a secret in a command line (--api-key, HF_TOKEN=, a header's Bearer), and the login of an address.
-# Names must end so: --tokenizer and --max-tokens are no secrets.
+# What comes before a secret in a command line (--api-key, HF_TOKEN=, an Authorization header, curl's -u), and an
+# address's login. Names must end so: --tokenizer and --max-tokens are no secrets.
 _NAMES = r"[\w-]*(?:key|token|password|passwd|secret)"
-_BEFORE = rf"--?{_NAMES}(?:=|\s+)|{_NAMES}(?:=|:\s*)|\bbearer\s+"
+_SCHEME = r"\bauthorization:\s*(?:\w+\s+)?|\bbearer\s+"
+_BEFORE = rf"--?{_NAMES}(?:=|\s+)|{_NAMES}(?:=|:\s*)|{_SCHEME}|\bauth=|(?<!\S)(?:-u|--user)(?:=|\s+)(?=\S*:)"
 _SECRET = re.compile(rf"""({_BEFORE})("[^"]*"|'[^']*'|[^\s"']+)""", re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 BOX = Path(__file__).parents[1] / "readers" / "x-sta-e5-small"  # the reader in the box
@@ -179,8 +180,9 @@ def is_boxed(name: str | None) -> bool:
 
 
 def weights_key(folder: Path) -> str:
-    """A key of the weights that lie in a model's folder; empty where there are none, as for an id on a hub."""
+    """A key of the weights in a model's folder or file; empty where there are none, as for an id on a hub."""
     hashed, files = hashlib.sha256(), sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    files = [folder] if folder.is_file() else files
     for path in files:
         with path.open("rb") as file:
             hashed.update(hashlib.file_digest(file, "sha256").digest())
@@ -193,12 +195,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     It takes the place of ``path`` at the end, and a folder that was there is deleted after that; if anything goes wrong
     it vanishes, and what was there stays. Only who is killed between the two renamings of a folder leaves none at
-    ``path``: the old one then lies beside, as ``.<name>.<...>.old.part``.
+    ``path``: the old one then lies beside, as ``.<how its name begins>.<...>.old.part``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f"{os.getpid()}-{token_hex(4)}"  # containers that share a disk have the same process numbers
-    temporary, old = (path.with_name(f".{path.name}.{own}.{end}") for end in ("part", "old.part"))
+    # a part of the name: with the whole of a long one it would be longer than a file name may be
+    temporary, old = (path.with_name(f".{path.name[:40]}.{own}.{end}") for end in ("part", "old.part"))
     try:
         yield temporary
         if path.is_dir() and temporary.is_dir():  # a folder that holds something cannot be replaced at once

@@ -52,6 +52,7 @@ class ReaderAnswer:
         found = {"question": self.question, "text": self.text, "score": self.score}
         found |= {"start": self.start, "end": self.end, "language": self.language}
         optional = {
+            "detected": self.detected,
             "reason": self.reason,
             "alternatives": [span._asdict() for span in self.alternatives],
             "readings": {name: span._asdict() for name, span in self.readings.items()},

@@ -186,7 +186,8 @@ def _write_training(
         marks[question.id, answer] = {"confidence": round(projection.score, 4), "method": projection.method}
         known = kept.get(question.id)
         answers = tuple(dict.fromkeys([*(known.answers if known else ()), answer]))
-        kept[question.id] = replace(question, question=row.target_question, context=row.target_context, answers=answers)
+        sides = {"question": row.target_question, "context": row.target_context}
+        kept[question.id] = replace(question, **sides, answers=answers, texts=())  # those are the source's words
         if len(made.shown) < SHOWN:
             made.shown.append(f"kept {question.id}: {gold!r} -> {_say(row, projection)}")
     for key, (why, line) in failed.items():

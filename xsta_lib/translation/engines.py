@@ -35,6 +35,7 @@ LONGEST_PATIENCE = 1_000_000  # seconds
 MOST_BYTES, MOST_TIMES = 1_000_000, 100  # a program's output: so many bytes, and so many for each that it reads
 SAID = 4096  # bytes at the end of what a program complains of
 ANSWER_TOKENS = 1024  # of a language model, for one sentence
+_THOUGHT = re.compile(r"\A\s*<think>.*?(</think>|\Z)", re.DOTALL)  # of servers that do not part it from the answer
 NEAR = 5  # langcodes' distance between tags that stand for one language: nob for no has 1, Malay for Indonesian 14
 LANGUAGE_TOKENS = {  # by model type: how a model of the family spells a language in its vocabulary
     "m2m_100": (r"()([a-z]{3}_[A-Z][a-z]{3})()", r"(__)(\w+)(__)"),  # NLLB-200, M2M100
@@ -54,6 +55,10 @@ PROMPT = """Translate the text from {source} to {target}. Write the translation 
 
 class EngineError(RuntimeError):
     """A text cannot be translated; the message says which, why, and what to do."""
+
+
+class LanguageError(EngineError):
+    """The engine is not for a language, or not for two pairs."""
 
 
 class Engine(Protocol):
@@ -77,7 +82,7 @@ class Engine(Protocol):
             source, target: ISO 639 codes, such as ``"en"``.
 
         Raises:
-            EngineError: the engine does not have a language, or fails.
+            EngineError: the engine fails; LanguageError: it does not have a language.
         """
 
 
@@ -199,11 +204,11 @@ class HuggingFaceEngine:
         return "", self.tokenizer.convert_tokens_to_ids(self.tokens[self._code(target)])
 
     def _code(self, language: str) -> str:
-        """The family's code of a language; EngineError names the nearest ones."""
+        """The family's code of a language; LanguageError names the nearest ones."""
         ordered = sorted(self.tokens, key=lambda code: (_distance(language, code), code))
         if _distance(language, ordered[0]) > NEAR:
             nearest = f"the nearest of its {len(ordered)} languages: {', '.join(ordered[:3])}"
-            raise EngineError(f"{self.name} does not have the language {language!r}; {nearest}; choose another model")
+            raise LanguageError(f"{self.name} does not have the language {language!r}; {nearest}; choose another model")
         return ordered[0]
 
     def _check_pair(self, source: str, target: str) -> None:
@@ -215,14 +220,16 @@ class HuggingFaceEngine:
         for language, code in zip(wanted, said, strict=True):
             if language and code and len(_tag(code)) == 2 and _distance(language, code) > NEAR:
                 fault = f"{self.name} translates {said[0]} to {said[1]}, not {source} to {target}"
-                raise EngineError(f"{fault}; choose the model of that pair")
+                raise LanguageError(f"{fault}; choose the model of that pair")
 
 
 def _three_letters(code: str) -> str:
     try:
         return langcodes.Language.get(code).to_alpha3()
     except (LookupError, ValueError):
-        raise EngineError(f"{code!r} has no code of three letters; write {{source}}, {{target}} or the code") from None
+        raise LanguageError(
+            f"{code!r} has no code of three letters; write {{source}}, {{target}} or the code"
+        ) from None
 
 
 def _seconds(value: object) -> float:
@@ -271,7 +278,7 @@ class CommandEngine:
             self.pair = self.pair or (source, target)
             if self.pair != (source, target):
                 fault = f"{self.name} names no language and was asked for {' to '.join(self.pair)} before"
-                raise EngineError(
+                raise LanguageError(
                     f"{fault}; write {{source}} and {{target}} ({{source3}}, {{target3}}) in its arguments"
                 )
         lines = [" ".join(text.split()) for text in texts]
@@ -371,7 +378,7 @@ class LanguageModelEngine:
             raise ValueError(_in_our_words(error)) from None
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> list[str]:
-        """See :class:`Engine`. What the model refuses, or does not bring to an end, is empty."""
+        """See :class:`Engine`. What the model refuses, or does not bring to an end, is empty; its thoughts go."""
         names = {"source": language_name(source), "target": language_name(target)}
         prompts = [PROMPT.format(**names, text=text) for text in texts]
         try:
@@ -379,7 +386,8 @@ class LanguageModelEngine:
                 replies = list(pool.map(lambda prompt: ask(self.client, self.model, prompt, ANSWER_TOKENS), prompts))
         except AskingError as error:
             raise EngineError(_in_our_words(error)) from None
-        return ["" if reply["finish"] == "length" else " ".join(reply["answer"].split()) for reply in replies]
+        whole = [reply["answer"] if reply["finish"] in ("stop", None) else "" for reply in replies]
+        return [" ".join(_THOUGHT.sub("", answer).split()) for answer in whole]
 
 
 def _in_our_words(error: Exception) -> str:

@@ -3,7 +3,9 @@
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
+import langcodes
 from sentencex import get_sentence_boundaries
 
 SOLID = ("zh", "ja", "yue")  # written without a space between sentences
@@ -20,7 +22,7 @@ def split_sentences(text: str, language: str) -> list[tuple[int, int]]:
     """
     places = []
     plain = _SPACE.sub(lambda match: re.sub(r"[^\n\t ]", " ", match[0]), text)  # sentencex fails on rare white space
-    for found in get_sentence_boundaries(re.split("[-_]", language)[0], plain):
+    for found in get_sentence_boundaries(_base(language), plain):
         start, end = found["start_index"], found["end_index"]
         sentence = text[start:end]
         if stripped := sentence.strip():
@@ -33,7 +35,14 @@ def glue(language: str, gap: str = " ") -> str:
     """What stands between two sentences of a translation, where ``gap`` stands in the source: line breaks stay."""
     if "\n" in gap:
         return gap
-    return "" if re.split("[-_]", language)[0] in SOLID else " "
+    return "" if _base(language) in SOLID else " "
+
+
+def _base(language: str) -> str:
+    """The code of a language without script and region, of two letters where it has one: ``ja`` for ``jpn``."""
+    with suppress(ValueError):
+        return langcodes.standardize_tag(language).partition("-")[0]
+    return re.split("[-_]", language)[0]
 
 
 def cut(text: str, fits: Callable[[str], bool]) -> list[str]:
