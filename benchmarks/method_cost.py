@@ -38,7 +38,7 @@ CONFIGS = {
     "x-mixup": MixupConfig(),
     "x-sta": XStaConfig(),
     "x-sta w/o gdks": XStaConfig(without=["gdks"]),
-    "x-sta w/o atgc": XStaConfig(without=["atgc", "rep_norm"]),
+    "x-sta w/o atgc and rep_norm": XStaConfig(without=["atgc", "rep_norm"]),
     "x-sta w/o alignment": XStaConfig(without=["alignment_sentence", "alignment_token"]),
 }
 

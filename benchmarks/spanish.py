@@ -174,7 +174,7 @@ def measure_translate_test(place: Path, results: Path) -> None:
     record = {
         "reader": BOX.name,
         "metrics": {name: evaluation.metrics[LANGUAGE] for name, evaluation in found.items()},
-        "f1_interval": {name: average_interval(frame)[1:] for name, frame in frames.items()},
+        "f1_interval": {name: average_interval([frame])[1:] for name, frame in frames.items()},
         "differences": {f"{a} minus {b}": paired_bootstrap(frames[a], frames[b])._asdict() for a, b in pairs},
         **about(),
     }

@@ -29,7 +29,7 @@ def test_one_command_measures_trains_and_draws(tmp_path):
     results = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "results" / "mine").glob("*.json")]
     found = sorted((result["method"], result["source"]) for result in results)
     assert found == [("x-sta", "gold"), ("x-sta", "none"), ("zero-shot", "none")]
-    setting = f"{backbone_tag('mine', str(tiny))}-epochs-0.5-batch_size-4-precision-fp32"
+    setting = f"{backbone_tag(str(tiny))}-epochs-0.5-batch_size-4-precision-fp32"
     assert (tmp_path / "figures" / f"figure3-mine-{setting}.png").exists()
     assert (tmp_path / "results" / "mine" / f"tables-{setting}.md").exists()
     assert "mine' need" in done.stderr

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from xsta_lib import cli
 from xsta_lib.data import download
 from xsta_lib.data.download import REGISTRY, DownloadError, data_folder, fetch, select
 
@@ -197,12 +198,16 @@ def test_download_then_use_from_the_folder(root: Path, publish, server: Server, 
     assert server.log == [(XQUAD, None)] and leftovers(root) == [XQUAD]
 
 
-def test_offline_file_is_used_as_it_is(root: Path) -> None:
+def test_offline_file_is_used_as_it_is(root: Path, capsys) -> None:
     (root / "xquad").mkdir(parents=True)
     (root / XQUAD).write_text("{}")
     with pytest.warns(UserWarning, match="published with 669,810; used as it is"):
         assert fetch(XQUAD) == [root / XQUAD]
     assert (root / XQUAD).read_text() == "{}"
+    with pytest.warns(UserWarning, match="used as it is"):
+        assert cli.main(["download", XQUAD]) == 1
+    out, error = capsys.readouterr()
+    assert not out and "no list under the key 'data'" in error and "xsta: 1 of 1 files cannot be read" in error
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["goes on", "starts over"])

@@ -1,6 +1,7 @@
 """Protocols on a small data folder in the published layout, and folders of your own files."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,11 @@ def test_without_dev_files_whole_articles_are_held_out(tmp_path):
     assert not held["en"] & {q.id for q in data.train} and len(data.train) == 18
     assert len({q.title for q in data.validation.questions["en"]}) == 1
     assert [len(found) for found in data.parallel.values()] == [18, 18]
+    assert not [report for report in data.reports if report.faults() and report.path != "train.sw.json"]
+    shared = sorted(held["en"])  # whose questions are all of what another language has
+    data = own(tmp_path, train_sw=questions("sw", shared))
+    assert data.parallel["sw"] == [] and len(data.validation.questions["sw"]) == 2
+    assert any("train.sw.json: all its questions select" in str(report) for report in data.reports)
 
 
 def test_where_titles_do_not_tell_articles_apart_contexts_do_and_something_is_left_to_train_on():
@@ -203,7 +209,7 @@ def test_the_example_in_the_readme_reads(tmp_path):
 
 def test_a_folder_of_your_own_is_trained_on_and_evaluated(tmp_path, monkeypatch):
     from xsta_lib.experiments.experiment import experiment
-    from xsta_lib.experiments.run import run_experiment
+    from xsta_lib.experiments.run import missing, run_experiment
 
     monkeypatch.setenv("XSTA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XSTA_HOME", str(tmp_path))
@@ -218,6 +224,11 @@ def test_a_folder_of_your_own_is_trained_on_and_evaluated(tmp_path, monkeypatch)
     assert set(results) == {"gold", "none"}
     assert results["gold"]["protocol"] == "mine" and results["gold"]["metrics"]["mine"]["sw"]["n"] == 3
     assert len(list((tmp_path / "results" / "mine").glob("*.json"))) == 2
+    assert missing([exp]) == []
+    write_tiny_e5(tiny, seed=1)  # the encoder is made better
+    for again in (partial(missing, [exp]), partial(run_experiment, exp, data, progress=False)):
+        with pytest.raises(ValueError, match=f"other weights than {tiny} has"):
+            again()
     with pytest.raises(ValueError, match="measured on other files"):
         run_experiment(exp, own(folder, test_en=test["test_en"][:2]), progress=False, results=tmp_path / "results")
 

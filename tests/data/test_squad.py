@@ -184,6 +184,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text_atomically(path, "new \ud800")  # fails while the temporary file is open
     assert path.read_text("utf-8") == "old" and list(tmp_path.iterdir()) == [path]
+    path.unlink()
+    path = tmp_path / ("n" * 255)  # as long as a name may be
+    write_text_atomically(path, "long")
+    assert list(tmp_path.iterdir()) == [path]
+    path.unlink()
+    write_text_atomically(tmp_path / "file.json", "old")
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError):
         write_text_atomically(tmp_path / "taken", "text")  # fails at the renaming

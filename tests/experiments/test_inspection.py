@@ -12,7 +12,7 @@ from tiny import write_tiny_e5
 from xsta_lib.data.files import BOX, weights_key
 from xsta_lib.data.protocols import LOADERS, load_folder, load_protocol
 from xsta_lib.experiments import inspection
-from xsta_lib.experiments.experiment import SETTINGS, experiment
+from xsta_lib.experiments.experiment import SETTINGS, Experiment, experiment
 from xsta_lib.experiments.inspection import (
     READ,
     WITHOUT_TOKENS,
@@ -24,7 +24,7 @@ from xsta_lib.experiments.inspection import (
     read_inspection,
 )
 from xsta_lib.experiments.packing import boxed_experiment
-from xsta_lib.experiments.run import run_experiment, run_folder, train_experiment
+from xsta_lib.experiments.run import backbone_key, run_experiment, run_folder, train_experiment
 from xsta_lib.plotting.results import write_figures
 from xsta_lib.reader import Reader
 
@@ -55,6 +55,7 @@ def inspected(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LOADERS, "demo", lambda: data)
         patch.setitem(SETTINGS, "demo", SETTINGS["demo"] | few)
+        patch.setattr(Experiment, "backbone", str(tiny))  # the usual one, which names do not tell
         patch.setenv("XSTA_HOME", str(folder))
         assert inspect_models("demo") == []  # nothing was trained yet
         for without in ((), WITHOUT_TOKENS):
@@ -119,7 +120,8 @@ def test_pictures_are_drawn_from_what_was_kept(inspected):
 def test_a_model_of_other_questions_is_not_passed_off(inspected):
     data = load_folder(inspected[0] / "corpus", "demo")
     exp = experiment("demo", "x-sta")
-    assert train_experiment(exp, data, progress=False)[2].data == f"{data.digest()} {data.selection()}"
+    keys = data.digest(), data.selection(), backbone_key(exp.backbone)
+    assert train_experiment(exp, data, progress=False)[2].data == " ".join(keys)
     fewer = replace(data.validation, questions={"en": data.validation.questions["en"]})
     with pytest.raises(ValueError, match="other questions"):
         train_experiment(exp, replace(data, validation=fewer), progress=False)
@@ -129,6 +131,7 @@ def test_a_model_of_other_questions_is_not_passed_off(inspected):
 
 
 def test_the_reader_in_the_box_stands_in_for_a_run_of_its_protocol(inspected, monkeypatch):
+    monkeypatch.setattr(Experiment, "backbone", "e5-small-q4")
     boxed, data = boxed_experiment(), load_folder(inspected[0] / "corpus", "demo")
     test = replace(data.tests[0], questions={n: data.tests[0].questions[n][:2] for n in ("en", "hi")})
     monkeypatch.setitem(LOADERS, boxed.protocol, lambda: replace(data, tests=[test]))

@@ -14,10 +14,18 @@ from xsta_lib.data.library import LazyLanguages
 from xsta_lib.data.protocols import TestSet, load_protocol
 from xsta_lib.data.squad import Answer, Question, write_squad
 from xsta_lib.encoders.backbones import load_tokenizer
-from xsta_lib.experiments.experiment import METHODS, Experiment, experiment
-from xsta_lib.experiments.results import load_articles, load_results, load_scores, write_articles, write_result
-from xsta_lib.experiments.run import describe, result_path, step_count, training_parts
+from xsta_lib.experiments.experiment import METHODS, Experiment, backbone_tag, experiment
+from xsta_lib.experiments.results import (
+    load_all_results,
+    load_articles,
+    load_results,
+    load_scores,
+    write_articles,
+    write_result,
+)
+from xsta_lib.experiments.run import count_tokens, describe, result_path, step_count, training_parts
 from xsta_lib.experiments.significance import average_interval
+from xsta_lib.model.configuration import RELEASE
 from xsta_lib.prediction.evaluation import Evaluation, provenance
 from xsta_lib.prediction.metrics import Score, aggregate
 
@@ -57,7 +65,7 @@ def test_interval_covers_the_mean_and_shrinks_with_more_questions():
 
     widths = []
     for n in (50, 800):
-        value, low, high = average_interval(frame(n))
+        value, low, high = average_interval([frame(n)])
         assert low < value < high
         assert high - low == pytest.approx(2 * 1.96 * 20 / n**0.5, rel=0.25)
         widths.append(high - low)
@@ -74,6 +82,8 @@ def test_articles_lie_beside_the_results_of_sets_that_ask_the_same_in_every_lang
     assert load_articles(tmp_path, "mine") == {}
     write_articles(tmp_path, [gold, other, apart])
     assert load_articles(tmp_path, "mine") == titles and not load_articles(tmp_path, "other")
+    demo = write_articles(tmp_path, load_protocol("demo").tests)
+    assert demo.read_text("utf-8") == (ROOT / "results" / "demo" / "articles.csv").read_text("utf-8")
 
 
 def test_every_committed_result_is_found_by_its_fingerprint():
@@ -89,7 +99,8 @@ def test_every_committed_result_is_found_by_its_fingerprint():
 
 
 def test_experiments_refuse_what_does_not_exist_or_has_no_effect(tmp_path):
-    (tmp_path / "parallel").mkdir()
+    for taken in ("parallel", "translation"):
+        (tmp_path / taken).mkdir()
     for message, wrong in (
         ("method", {"method": "zero"}),
         ("belong to the method x-sta", {"method": "zero-shot", "without": ("gdks",)}),
@@ -99,6 +110,8 @@ def test_experiments_refuse_what_does_not_exist_or_has_no_effect(tmp_path):
         ("unknown switches", {"switches": (("without", ("gdks",)),)}),
         ("sharing_dropout follows dropout", {"switches": (("sharing_dropout", 0.3),)}),
         ("rename it", {"protocol": str(tmp_path / "parallel")}),
+        ("results/translation holds", {"protocol": str(tmp_path / "translation")}),
+        *(("share_source belongs", {"method": one, "share_source": True}) for one in ("zero-shot", "lakm", "aa-cl")),
         (r"steps \(--steps\) is 0; it must be a whole number, 1 or more", {"steps": 0}),
         (r"steps \(--steps\) and epochs \(--epochs\) both say how long", {"steps": 1, "epochs": 3.0}),
     ):
@@ -134,15 +147,31 @@ def test_zero_shot_counts_the_translations_once_and_all_methods_take_as_many_ste
     steps += [step_count(other, data, tokenizer, training_parts(other, data, tokenizer)) for other in others]
     rows = sum(len(part.target) for part in training_parts(others[-1], data, tokenizer))
     assert set(steps) == {round(0.5 * rows / 4)}
+    longer = experiment("demo", "trans-train", steps=1000, equal_tokens=True)
+    alone, pairs = (training_parts(replace(exp, method=name), data, tokenizer) for name in ("trans-train", "pairs"))
+    assert step_count(longer, data, tokenizer, alone) == round(1000 * count_tokens(pairs) / count_tokens(alone)) > 1400
 
 
 def test_what_shapes_a_result_is_in_its_fingerprint_and_how_it_is_run_is_not():
     plain = experiment("demo", "x-sta")
     assert experiment("demo", "x-sta", compile=True, save_every=5, keep=2).fingerprint == plain.fingerprint
     changed = {"warmup": 0.2, "weight_decay": 0, "max_grad_norm": 2, "accumulation": 2, "share_source": True}
-    changed["seed"] = 1
-    found = {experiment("demo", "x-sta", **{name: value}).fingerprint for name, value in changed.items()}
-    assert len(found | {plain.fingerprint}) == len(changed) + 1
+    changed |= {"seed": 1, "evaluate_every": 500}  # the last: which weights are kept
+    found = [experiment("demo", "x-sta", **{name: value}) for name, value in changed.items()]
+    for key in ("fingerprint", "name"):
+        assert len({getattr(exp, key) for exp in (plain, *found)}) == len(changed) + 1
+    assert experiment("demo", "x-sta", share_source=True).on_the_source() == plain.on_the_source()
+
+
+def test_a_long_name_is_cut_and_its_files_can_be_written(tmp_path):
+    release = tuple(RELEASE.items())
+    found = [experiment("demo", "x-sta", switches=release, learning_rate=rate) for rate in (1e-4, 3e-5)]
+    for exp in (*found, experiment("demo", "x-sta", backbone=f"/{'文' * 80}")):
+        assert exp.fingerprint in exp.name and len(exp.name.encode()) < 140
+        path = result_path(exp, "none", tmp_path)
+        for _ in range(2):
+            write_result(path, describe(exp, "none"), {"demo": {"calibrated": evaluation(0.1)}})
+    assert len(load_all_results("demo", tmp_path)) == 3 and not list(tmp_path.rglob(".*"))
 
 
 def test_one_experiment_has_one_name_however_it_is_written(tmp_path, monkeypatch):
@@ -154,6 +183,10 @@ def test_one_experiment_has_one_name_however_it_is_written(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     paths = ("mine", "mine/", "./mine", str(tmp_path / "mine"))
     assert len({experiment(path, "x-sta").fingerprint for path in paths}) == 1
+    (tmp_path / "enc").mkdir()
+    paths = ("enc", "./enc", "enc/", str(tmp_path / "enc"))
+    assert {experiment("demo", "x-sta", backbone=path).backbone for path in paths} == {str(tmp_path / "enc")}
+    assert len({backbone_tag(path) for path in paths}) == 1
     backbones = ("runs/a/model", "runs/b/model", "org/enc-v1.0", "org/enc-v1.5", "a/tiny.bin", "mbert", "e5-small-q4")
     assert len({experiment("demo", "x-sta", backbone=name).name for name in backbones}) == len(backbones)
 

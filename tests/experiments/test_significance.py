@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from xsta_lib.experiments.significance import (
+    average_interval,
     by_question,
     paired_bootstrap,
     resampled_means,
-    seed_interval,
     seeds_and_articles,
 )
 
@@ -24,13 +24,6 @@ def scores(values: dict[str, np.ndarray]) -> pd.DataFrame:
 RNG = np.random.default_rng(0)
 BASE = {language: RNG.uniform(0, 100, 400) for language in ("en", "de", "zh")}
 BASE_SCORES = scores(BASE)
-
-
-def test_seed_interval_is_students():
-    # 1, 2, 3: standard deviation 1, t(0.975, 2) = 4.302653
-    assert seed_interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-6))
-    mean, half = seed_interval([7.0])
-    assert mean == 7.0 and math.isnan(half)
 
 
 def test_a_difference_that_is_there_is_found_with_its_width():
@@ -133,11 +126,23 @@ def test_the_spread_over_seeds_and_articles_is_the_sum_of_both():
 def test_where_articles_do_not_matter_the_interval_is_students():
     first, second, articles = runs(np.random.default_rng(7), 3, 2.0, 0.0)
     found = seeds_and_articles(first, second, articles)
-    mean, half = seed_interval([(by_question(one) - by_question(BASE_SCORES)).to_numpy().mean() for one in first])
-    assert found.value == pytest.approx(mean)
+    of_runs = [(by_question(one) - by_question(BASE_SCORES)).to_numpy().mean() for one in first]
+    half = 4.302653 * np.std(of_runs, ddof=1) / math.sqrt(3)  # t(0.975, 2)
+    assert found.value == pytest.approx(np.mean(of_runs))
     assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
     turned = seeds_and_articles(second, first, articles)
     assert (turned.low, turned.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+
+
+def test_a_mean_has_the_interval_of_its_difference_from_nothing():
+    found, _, articles = runs(np.random.default_rng(9), 3, 2.0, 6.0)
+    zero = scores({language: np.zeros(400) for language in BASE})
+    mean = average_interval(found, articles, resamples=10_000)
+    assert mean == pytest.approx(seeds_and_articles(found, [zero] * 3, articles)[:3])
+    _, low, high = average_interval(found[:1], articles)  # of one run: its articles
+    tables = by_question(found[0]).mean(axis=1).groupby(articles).mean()
+    assert high - low == pytest.approx(2 * 1.96 * tables.std(ddof=0) / math.sqrt(20), rel=0.1)
+    assert mean[2] - mean[1] > high - low
 
 
 @pytest.mark.parametrize(("of_seed", "of_article", "of_both"), [(1, 0, 0.01), (1, 1, 1), (0.2, 2, 2)])

@@ -63,8 +63,9 @@ def test_seeds_become_one_row_and_switches_stay_out(folder):
     assert list(table.index) == ["zero-shot", "trans-train", "x-sta (target only)", "x-sta"]
     assert table.loc["x-sta", "de"] == "51.0 / 25.0" and table.loc["x-sta", "avg"].startswith("54.3 /")
     # three seeds 1 point apart: 4.3027 / sqrt(3) around the mean over languages
-    assert table.loc["x-sta"].iloc[-1] == "51.8 to 56.8 (3 seeds)"
-    assert "seeds" not in table.loc["zero-shot"].iloc[-1]
+    bounds = re.fullmatch(r"([\d.]+) to ([\d.]+) \(3 seeds, questions\)", table.loc["x-sta"].iloc[-1]).groups()
+    assert list(map(float, bounds)) == pytest.approx([54.33 - 2.48, 54.33 + 2.48], abs=0.2)
+    assert table.loc["zero-shot"].iloc[-1].endswith(" (questions)")
 
 
 def test_a_data_set_read_alone_either_way_is_one_row(folder):
@@ -99,6 +100,8 @@ def test_differences_over_seeds_are_those_of_the_same_seeds(folder):
     assert told.tolist() == ["+6.0", "2 seeds, 5 articles", "+5.0, +7.0"]
     told = table.loc["x-sta minus zero-shot", ["95 % interval", "over", "each seed"]]
     assert told.tolist() == ["+10.0 to +10.0", "5 articles", ""]
+    average = tables.results_block(frames.compared_systems(frames.metrics_frame(results)), "xquad")[1].iloc[:, -1]
+    assert average["x-sta"].endswith("(3 seeds, 5 articles)") and average["zero-shot"].endswith("(5 articles)")
     text = tables.write_tables(results, "demo", folder)[0].read_text("utf-8").split("## Differences")[1]
     assert "xquad, without en" in text and "| x-sta minus x-sta (target only) |" in text
 
@@ -118,6 +121,7 @@ def test_a_comparison_across_machines_says_so(folder):
 
 def test_the_source_is_compared_alone_and_once(folder):
     put(folder, 0.43, "none", method="pairs")
+    put(folder, 0.47, "none", method="trans-train", equal_tokens=True)
     blocks = dict(tables.difference_blocks(frames.metrics_frame(load_results("demo", folder))))
     assert {heading.partition(": ")[2] for heading in blocks} == {
         "xquad, without en; x-sta minus",
@@ -125,10 +129,34 @@ def test_the_source_is_compared_alone_and_once(folder):
         "xquad, without en; x-sta (target only) minus",
         "xquad, without en; pairs minus",
         "xquad, en; pairs minus",
+        "xquad, without en; trans-train minus",
     }
     ours = blocks["Measured, protocol demo: xquad, en; x-sta minus"]
-    assert list(ours.index) == [f"x-sta minus {name}" for name in ("zero-shot", "trans-train", "pairs")]
+    others = ["zero-shot", "trans-train", "trans-train equal_tokens=True"]
+    assert list(ours.index) == [f"x-sta minus {name}" for name in (*others, "pairs")]
     assert ours.loc["x-sta minus pairs", "difference of F1"] == "+7.0"
+    pairs = blocks["Measured, protocol demo: xquad, en; pairs minus"]  # not x-sta once more, the other way round
+    assert list(pairs.index) == [f"pairs minus {name}" for name in others]
+    last = blocks["Measured, protocol demo: xquad, without en; trans-train minus"]
+    assert list(last.index) == [f"trans-train minus {name}" for name in (others[0], others[2])]
+
+
+def test_a_test_set_of_the_source_alone_has_no_differences_over_targets(folder):
+    results = load_results("demo", folder)
+    for result in results:
+        kept = pd.read_parquet(result["scores"]).query("language == 'en'")
+        kept.to_parquet(result["scores"])
+        result["metrics"] = {"xquad": {"en": result["metrics"]["xquad"]["en"]}}
+    blocks = tables.difference_blocks(frames.metrics_frame(results))
+    assert [heading.partition(": ")[2] for heading, _ in blocks] == ["xquad, en; x-sta minus"]
+    assert tables.ablation_difference_blocks(results) == []
+
+
+def test_what_a_system_took_is_told_once_also_where_it_only_read_the_target_alone(folder):
+    results = load_results("demo", folder)
+    assert list(tables.cost_block(results)[1].index) == ["zero-shot", "trans-train", "x-sta"]
+    alone = [result for result in results if result["source"] == "none"]
+    assert list(tables.cost_block(alone)[1].index) == ["zero-shot", "trans-train", "x-sta (target only)"]
 
 
 def test_attention_is_that_of_the_last_looks_and_says_who_had_the_penalty(folder):
@@ -211,7 +239,7 @@ def test_written_tables_are_markdown_and_latex(folder):
     text, tex = (path.read_text("utf-8") for path in tables.write_tables(load_results("demo", folder), "demo", folder))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(re.fullmatch(r"\|( [^|]* \||---\|)+", row) for row in rows) and "## Table 4: ablations" in text
-    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 14
+    assert tex.count("\\toprule") == tex.count("\\begin{table}") == 15
     assert tex.isascii() and r"w/o. alignment\_s" in tex and r"95 \% interval" in tex
     body = re.sub(r"(?m)^%.*|\\label\{.*?\}| & ", "", tex)
     assert not re.search(r"(?<!\\)[%&_#]", body)
@@ -319,4 +347,12 @@ def test_grids_hold_each_experiment_once_and_the_papers_setting_plain(name, prot
 def test_unknown_grids_are_refused_and_measured_ones_known():
     with pytest.raises(ValueError, match="the grids are methods, ablations"):
         grid("beta", "demo")
+    released = {"switches": (("teacher", "logits"),)}
+    for one, plain in zip(grid("layers", "demo", **released), grid("layers", "demo"), strict=True):
+        assert dict(one.switches) == dict(plain.switches) | {"teacher": "logits"}
+    for name, change in (("gamma", {"switches": (("gamma", 0.5),)}), ("ablations", {"without": ("gdks",)})):
+        with pytest.raises(ValueError, match=f"the grid '{name}' varies g"):
+            grid(name, "demo", **change)
+    with pytest.raises(ValueError, match="the grid 'seeds' varies seed itself"):
+        grid("seeds", "demo", seed=7)
     assert experiment("demo", "x-sta") not in missing(grid("methods", "demo"))

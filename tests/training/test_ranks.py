@@ -76,13 +76,17 @@ RUNNER = """
 import sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
-from test_ranks import train_aacl, train_and_answer
-from xsta_lib.training import ranks
+from test_ranks import train, train_aacl, train_and_answer
+from xsta_lib.training import ranks, trainer
 ranks.start()
 assert ranks.world_size() == 2
 for folder, changes in {runs!r}:
     train_and_answer(Path(folder), Path({backbone!r}), **changes)
 train_aacl(Path({aacl!r}), Path({backbone!r}))
+folder, changes = {runs!r}[0]
+if ranks.rank():  # it does not see the checkpoint yet that rank 0 goes on from
+    trainer.newest_checkpoint = lambda folder: None
+train(Path(folder), Path({backbone!r}), **changes)
 """
 
 

@@ -213,6 +213,20 @@ def test_nan_stops_with_step_and_ids(tmp_path, backbone):
         trainer.train(progress=False)
 
 
+def test_states_that_are_not_finite_touch_nothing(backbone):
+    """Neither weights nor running averages, though these move before the loss is known; logged late, as on a GPU."""
+    trainer = make_trainer(None, backbone, precision="fp32", steps=3, log_every=3)
+    trainer.fetches, before = False, {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    fault = trainer.model.encoder.embeddings.register_forward_hook(lambda module, given, states: states * float("nan"))
+    with pytest.raises(TrainingError, match="the loss is not finite at step 1"):
+        trainer.train(progress=False)
+    assert trainer.step == 0
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    fault.remove()
+    assert trainer.train(progress=False).steps == 3
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
 def test_a_gradient_that_is_not_finite_touches_no_weight(backbone):
     trainer = make_trainer(None, backbone, precision="fp32", steps=3)
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}

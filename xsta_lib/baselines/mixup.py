@@ -18,6 +18,8 @@ from ..model.modeling import Encoded, XStaForQuestionAnswering
 from ..model.sharing import SharingContext, attention_probabilities, find_self_attention, split_heads
 from .configuration import PlainConfig
 
+DECAY = 2000.0  # steps
+
 
 class MixupMixin:
     """Added in front of an encoder's attention block (self-attention, projection, residual, norm).
@@ -84,12 +86,12 @@ def representation_distance(source: Tensor, target: Tensor, source_mask: Tensor,
     return F.mse_loss(mean_pool(target, target_mask), mean_pool(source, source_mask))
 
 
-def gold_probability(step: int, decay: float = 2000.0) -> float:
+def gold_probability(step: int) -> float:
     """X-MIXUP's scheduled sampling: how often a training step reads the gold source, not a back-translated one.
 
-    ``k / (k + exp(step / k))``; 1 where there is no back-translation.
+    ``k / (k + exp(step / k))``, ``k`` being ``DECAY``; 1 where there is no back-translation.
     """
-    return decay / (decay + math.exp(min(step / decay, 700.0)))
+    return DECAY / (DECAY + math.exp(min(step / DECAY, 700.0)))
 
 
 class MixupConfig(PlainConfig):

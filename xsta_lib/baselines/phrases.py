@@ -132,7 +132,7 @@ def training_passages(data: ProtocolData, tokenizer: PreTrainedTokenizerBase, sp
     training: Mapping[str, Sequence[Question]] = data.parallel
     own = data.source_language
     for language in (own, *training):
-        questions = [*data.train, *data.parallel_source] if language == own else training[language]
+        questions = data.train if language == own else training[language]
         texts = list(dict.fromkeys(question.context for question in questions))
         if not texts:
             continue

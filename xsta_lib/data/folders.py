@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
-from langcodes import tag_is_valid
+from babel import Locale
+from langcodes import standardize_tag, tag_is_valid
 
 from .squad import CorpusError
 
@@ -27,13 +29,15 @@ MEANT = re.compile(  # what somebody may have meant as one of these
 
 
 def language_name(code: str) -> str:
-    """What English calls the language of an ISO 639-1 code, such as ``French``; the code itself where that is unknown.
+    """What English calls the language of an ISO 639 code, such as ``French`` or ``Traditional Chinese`` (``zh-Hant``).
 
-    The names are those of transformers, which takes seconds to import: for what has imported it already.
+    The names are Unicode's (CLDR); a region that has none of its own goes, and an unknown code is its own name.
     """
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    return LANGUAGES[code].title() if code in LANGUAGES else code
+    with suppress(ValueError):
+        code = standardize_tag(code)
+    names, parts = Locale("en").languages, code.split("-")
+    tags = ["_".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((names[tag] for tag in tags if tag in names), code)
 
 
 def file_name(split: str, language: str, source_language: str = "en") -> str:

@@ -210,6 +210,9 @@ def load_folder(
     train, dev = files["train"], files["dev"]
     if not dev:
         train, dev = hold_out(train, source_language)
+        for language in (language for language in train if not train[language]):
+            name, why = file_name("train", language), "all its questions select, being of articles held out"
+            library.add(folder / name, Report(name, notes=[f"{why}: nothing of it trains; add dev files"]))
     languages = {language for _, language in found}
     rule = rule or ("mlqa" if languages <= set(published("MLQA_V1/test")) else "squad")
     source = train.get(source_language, [])

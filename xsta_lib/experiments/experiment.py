@@ -13,6 +13,7 @@ from ..baselines.calibrenet import CalibreNetConfig, CalibreNetForQuestionAnswer
 from ..baselines.lakm import LakmConfig, LakmForQuestionAnswering
 from ..baselines.mixup import MixupConfig, MixupForQuestionAnswering
 from ..data.protocols import LOADERS, PARALLEL
+from ..encoders.backbones import local_path
 from ..model.configuration import ABLATIONS, XStaConfig
 from ..model.modeling import XStaForQuestionAnswering
 from ..training.configuration import ABOVE_0, TrainingConfig, check_numbers
@@ -32,6 +33,7 @@ METHODS = {
 }
 SOURCE_ONLY = ("zero-shot", "calibrenet")  # read no translations' answers
 ROW_BY_ROW = ("trans-train", "lakm", "lakm_mixmrc")  # read translations without their source
+PAIRED = ("pairs", "x-mixup", "x-mixup_content", "x-sta")  # read each translation beside its source
 
 # Optimisation of each protocol: every method of a comparison gets the same.
 SETTINGS = {
@@ -48,11 +50,13 @@ RECORDED = (
     *("batch_size", "dropout", "precision"),
 )
 LATER = {"accumulation": 1, "share_source": False, "steps": 0, "equal_tokens": False, "freeze_embeddings": False}
-LATER |= {"warmup": 0.1, "weight_decay": 1e-4, "max_grad_norm": 1.0, "source_language": "en"}
+LATER |= {"warmup": 0.1, "weight_decay": 1e-4, "max_grad_norm": 1.0, "source_language": "en", "evaluate_every": 0}
 # ways to train that are compared as systems of one setting
 WAYS = ("share_source", "equal_tokens")
 RANGES = {"epochs": (float, ABOVE_0, 10_000), "english_epochs": (float, 0, 10_000)}
 NO_SWITCHES = {"encoder", "languages", "source_language", "without"}  # data, backbone and ``without`` decide these
+NO_FOLDERS = (*SETTINGS, "translation")  # a folder of your own may not be called so: its results would lie among others
+LONGEST_NAME = 120  # in bytes: with seed, fingerprint and what kind of file it is, a name may have 255
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,11 @@ class Experiment:
         method: a key of ``METHODS``.
         without: ablations of Table 4 (x-sta only).
         switches: fields of :class:`~xsta_lib.model.configuration.XStaConfig` that differ from the paper, as pairs.
-        backbone: see :func:`~xsta_lib.encoders.backbones.load_backbone`.
+        backbone: see :func:`~xsta_lib.encoders.backbones.load_backbone`; a local one's path is made absolute.
         dropout: the encoder's; ``None`` keeps the backbone's own.
         epochs: times the batches of the pair setting (rows by ``batch_size``, each language pair rounded up) are the
             optimiser steps, the same for every method, unless ``training`` gives ``steps``.
-        equal_tokens: trans-train goes on until it has read as many tokens as the pair setting, instead of as many rows.
+        equal_tokens: trans-train goes on until it has read as many tokens as the pair setting would in the steps above.
         english_epochs: epochs on the source language alone before, shared by all methods (the demo's head start).
         source_language: the language that teaches; of the demo and of folders it may be another than English.
         training: the optimisation; answers are read in bfloat16 wherever the device has it, whatever its precision.
@@ -88,11 +92,13 @@ class Experiment:
 
     def __post_init__(self):
         object.__setattr__(self, "without", tuple(sorted(set(self.without))))  # in any order, one experiment
+        if path := local_path(self.backbone):
+            object.__setattr__(self, "backbone", str(path.resolve()))
         floats = {name for name, default in vars(XStaConfig).items() if isinstance(default, float)}
         switches = [(name, float(value) if name in floats else value) for name, value in self.switches]  # 0 is 0.0
         object.__setattr__(self, "switches", tuple(sorted(switches)))
-        if self.protocol not in SETTINGS and self.place in SETTINGS:
-            raise ValueError(f"{self.protocol}: a folder called like the protocol {self.place!r}; rename it")
+        if self.protocol not in SETTINGS and self.place in NO_FOLDERS:
+            raise ValueError(f"{self.protocol}: results/{self.place} holds what is measured otherwise; rename it")
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; allowed: {', '.join(METHODS)}")
         if (self.without or self.switches) and self.method != "x-sta":
@@ -100,6 +106,8 @@ class Experiment:
         check_numbers(self, RANGES if self.dropout is None else RANGES | {"dropout": (float, 0, 0.99)})
         if self.equal_tokens and self.method != "trans-train":
             raise ValueError("equal_tokens belongs to the method trans-train: others read pairs or the source alone")
+        if self.training.share_source and self.method not in PAIRED:
+            raise ValueError(f"share_source belongs to methods that read pairs: {', '.join(PAIRED)}")
         if "sharing_dropout" in dict(self.switches) and self.dropout is not None:
             raise ValueError("sharing_dropout follows dropout; only with dropout=None it has a value of its own")
         self.model_config()  # refuses unknown switches
@@ -120,7 +128,8 @@ class Experiment:
 
     def on_the_source(self) -> "Experiment":
         """The plain reader with the same settings that learns from the source language alone."""
-        return replace(self, method="zero-shot", without=(), switches=(), equal_tokens=False)
+        training = replace(self.training, share_source=False)
+        return replace(self, method="zero-shot", without=(), switches=(), equal_tokens=False, training=training)
 
     def model_config(self) -> XStaConfig:
         """The model's configuration, without encoder."""
@@ -132,12 +141,18 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """A readable file name: what differs from the protocol's settings is in it, so nothing overwrites another."""
+        """A readable file name: what differs from the protocol's settings is in it, so nothing overwrites another.
+
+        A long one is cut and has the fingerprint instead of the rest.
+        """
         parts = [self.method, *(f"without-{name}" for name in self.without)]
         parts += [f"{name}-{value}" for name, value in self.switches]
-        parts += filter(None, [backbone_tag(self.protocol, self.backbone)])
+        parts += filter(None, [backbone_tag(self.backbone)])
         parts += [f"{name}-{value}" for name, value in changed_settings(self.to_dict()).items()]
-        return "_".join([*parts, f"seed{self.training.seed}"]).replace("/", "-")
+        name = "_".join(parts).replace("/", "-")
+        if len(name.encode()) > LONGEST_NAME:
+            name = f"{name.encode()[: LONGEST_NAME - 20].decode(errors='ignore')}_{self.fingerprint}"
+        return f"{name}_seed{self.training.seed}"
 
     @property
     def place(self) -> str:
@@ -160,12 +175,13 @@ def place_of(protocol: str) -> str:
     return Path(protocol).resolve().name
 
 
-def backbone_tag(protocol: str, backbone: str | None) -> str:
-    """A short name of a backbone for files and headings, empty for the protocol's own, which ``None`` means too."""
-    if backbone in (None, SETTINGS.get(protocol, FOLDER_SETTINGS).get("backbone", Experiment.backbone)):
+def backbone_tag(backbone: str | None) -> str:
+    """A short name of a backbone for files and headings, empty for the usual one, which ``None`` means too."""
+    if backbone in (None, Experiment.backbone):
         return ""
-    if backbone.startswith((".", "/", "~")) or backbone.count("/") > 1 or backbone.endswith(".bin"):  # a path
-        return f"{Path(backbone).name.removesuffix('.bin')}-{hashlib.sha256(backbone.encode()).hexdigest()[:6]}"
+    if path := local_path(backbone):
+        path = path.resolve()
+        return f"{path.name.removesuffix('.bin')}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
     return backbone.replace("/", "-")
 
 
@@ -185,7 +201,7 @@ def setting_of(config: Mapping[str, object]) -> str:
 
     Results compare within one setting. Ways to train one method (``WAYS``) and switches are not part of it.
     """
-    tag = backbone_tag(str(config["protocol"]), str(config["backbone"]))
+    tag = backbone_tag(str(config["backbone"]))
     changed = [f"{name}={value}" for name, value in changed_settings(config).items() if name not in WAYS]
     return ", ".join(filter(None, (tag, *changed)))
 
@@ -237,10 +253,11 @@ def grid(name: str, protocol: str, **changes) -> list[Experiment]:
             method and needs no run), ``gamma`` (Figure 7), ``layers`` (Figure 8), ``seeds`` (methods by seeds) or
             ``variants`` (what the paper does not have: the source read once for all languages of a question, frozen
             word embeddings, trans-train with as many tokens as pairs have, and ``OTHER_FORMS``).
-        protocol, changes: see :func:`experiment`; all of them share the changes, such as ``backbone="mbert"``.
+        protocol, changes: see :func:`experiment`; all of them share the changes, such as ``backbone="mbert"``. Switches
+            and ablations are joined with the grid's.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name; a change of what the grid varies.
     """
 
     def switched(switch: str, values: Iterable[object]) -> list[dict[str, object]]:
@@ -260,4 +277,15 @@ def grid(name: str, protocol: str, **changes) -> list[Experiment]:
     }
     if name not in grids:
         raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(grids)}")
-    return [experiment(protocol, **{"method": "x-sta", **changes, **one}) for one in grids[name]]
+    joined = ("switches", "without")
+
+    def given(values: Mapping[str, object]) -> set[str]:
+        return {*values, *dict(values.get("switches", ())), *values.get("without", ())} - {*joined}
+
+    def both(one: Mapping[str, object]) -> dict[str, object]:
+        own = {name: (*changes.get(name, ()), *one.get(name, ())) for name in joined}
+        return {"method": "x-sta", **changes, **one, **own}
+
+    if twice := given(changes) & set().union(*map(given, grids[name])):
+        raise ValueError(f"the grid {name!r} varies {', '.join(sorted(twice))} itself; leave that out")
+    return [experiment(protocol, **both(one)) for one in grids[name]]

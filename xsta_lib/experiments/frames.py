@@ -103,13 +103,14 @@ def compared_systems(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 # The full method's values, whose result has no switch.
-FULL = {name: getattr(XStaConfig, name) for name in ("gamma", "sharing_layer", "lambda_0")}
+FULL = {name: getattr(XStaConfig, name) for name in ("gamma", "sharing_layer")}
 HELD_OUT = "held-out validation"
+MACHINE = "trained on"
 
 
 def _gather(results: Sequence[dict], key: str) -> pd.DataFrame:
     """Mean F1 over languages of X-STA with no change but ``key``, and its validation score: a row a value of it."""
-    rows: dict[float, dict[str, float]] = {}
+    rows: dict[float, dict[str, float | str]] = {}
     for result in results:
         switched = changes(result)
         if result["method"] != "x-sta" or result["without"] or set(switched) - {key}:
@@ -120,15 +121,16 @@ def _gather(results: Sequence[dict], key: str) -> pd.DataFrame:
             row[name] = float(np.mean([values["f1"] for values in by_language.values()]))
         if result.get("validation_f1") is not None:
             row[HELD_OUT] = result["validation_f1"]
-    return pd.DataFrame(rows).T.sort_index()
+        row[MACHINE] = trained_on(result)
+    return pd.DataFrame.from_dict(rows, orient="index").sort_index()
 
 
 def sweep_frame(results: Sequence[dict], switch: str) -> pd.DataFrame:
     """F1 of X-STA over the values of one switch: rows by value, a column a data set; first seed.
 
     Columns are the data sets' means over languages (with the source, and ``<data set> (target only)`` without), and
-    ``held-out validation``, the score that chose the weights, where the run was validated. ``switch`` is one of
-    ``FULL``; ``results`` are of one protocol and setting.
+    ``held-out validation``, the score that chose the weights, where the run was validated; ``trained on`` is the run's
+    machine. ``switch`` is one of ``FULL``; ``results`` are of one protocol and setting.
     """
     seed = first_seed(results)
     return _gather([result for result in results if result["seed"] == seed], switch)

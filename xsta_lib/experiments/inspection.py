@@ -142,7 +142,7 @@ WITHOUT_TOKENS = ("alignment_token",)
 
 def inspection_path(figure: int, protocol: str, folder: Path | None = None, backbone: str | None = None) -> Path:
     """Where a figure's numbers lie, by default those of the protocol's own backbone."""
-    name = "-".join(filter(None, ("inspection", backbone_tag(protocol, backbone))))
+    name = "-".join(filter(None, ("inspection", backbone_tag(backbone))))
     return (folder or results_folder()) / place_of(protocol) / name / f"figure{figure}.json"
 
 

@@ -83,7 +83,7 @@ def load_all_results(protocol: str, folder: Path | None = None) -> list[dict]:
 
 def load_results(protocol: str, folder: Path | None = None, backbone: str | None = None) -> list[dict]:
     """Results that compare: of one backbone (by default the protocol's own), trained with the protocol's settings."""
-    setting = backbone_tag(protocol, backbone)
+    setting = backbone_tag(backbone)
     return [result for result in load_all_results(protocol, folder) if setting_of(result["config"]) == setting]
 
 

@@ -17,17 +17,19 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTraine
 
 from ..baselines.mixup import gold_probability
 from ..data.batches import Part, row_sides, rows_of
-from ..data.files import home, read_json, replacing, writable, write_text_atomically
+from ..data.files import home, read_json, replacing, weights_key, writable, write_text_atomically
 from ..data.folders import language_name
 from ..data.protocols import ProtocolData, load_protocol
 from ..data.squad import CorpusError
 from ..data.windows import WindowSpec, build_windows, fingerprint, pair_windows, window_cache
+from ..encoders.backbones import local_path
 from ..model.modeling import XStaForQuestionAnswering
 from ..prediction.evaluation import evaluate_model, evaluate_once, provenance
 from ..training import ranks
 from ..training.configuration import TrainingConfig
+from ..training.log import TrainingResult
 from ..training.machine import peak_memory_bytes, release_memory
-from ..training.trainer import Trainer, TrainingResult
+from ..training.trainer import Trainer
 from .experiment import METHODS, ROW_BY_ROW, SETTINGS, SOURCE_ONLY, Experiment, grid, place_of
 from .results import load_all_results, results_folder, write_articles, write_result
 from .stages import add_stages, make_trainer, spent
@@ -84,18 +86,18 @@ def step_count(
 ) -> int:
     """Optimiser steps: those asked for, or the epochs over source rows and pairs, whatever the method reads.
 
-    ``parts`` are the experiment's :func:`training_parts`; with ``steps`` they are not needed.
+    With ``equal_tokens`` there are as many more as pairs hold more tokens. ``parts`` are the experiment's
+    :func:`training_parts`; with ``steps`` alone they are not needed.
     """
-    if exp.training.steps:
-        return exp.training.steps
-    reads_all = exp.method not in SOURCE_ONLY
-    rows = [len(part.target) for part in parts] if reads_all else count_rows(data, tokenizer).values()
-    batches = sum(-(-count // exp.training.batch_size) for count in rows)
-    more = 1.0
+    steps = float(exp.training.steps)
+    if not steps:
+        reads_all = exp.method not in SOURCE_ONLY
+        rows = [len(part.target) for part in parts] if reads_all else count_rows(data, tokenizer).values()
+        steps = exp.epochs * sum(-(-count // exp.training.batch_size) for count in rows)
     if exp.equal_tokens:
         pairs = training_parts(replace(exp, method="pairs", equal_tokens=False), data, tokenizer)
-        more = count_tokens(pairs) / count_tokens(parts)
-    return max(1, round(exp.epochs * batches * more))
+        steps *= count_tokens(pairs) / count_tokens(parts)
+    return max(1, round(steps))
 
 
 def count_tokens(parts: Sequence[Part]) -> int:
@@ -111,6 +113,12 @@ def runs_folder() -> Path:
 def run_folder(exp: Experiment) -> Path:
     """Where an experiment's log, checkpoints, answers and model lie."""
     return runs_folder() / exp.place / f"{exp.name}_{exp.fingerprint}"
+
+
+def backbone_key(backbone: str) -> str:
+    """A key of a local backbone's weights; empty for one that has a name, whose weights stay, or is not here."""
+    path = local_path(backbone)
+    return weights_key(path) if path else ""
 
 
 def new_model(exp: Experiment, data: ProtocolData) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase]:
@@ -142,9 +150,10 @@ def _say(progress: bool, text: str) -> None:
 def source_start(exp: Experiment, data: ProtocolData, progress: bool) -> Path:
     """Weights after ``english_epochs`` on the source language alone, trained once for all methods."""
     start = exp.on_the_source()
-    start = replace(start, training=replace(start.training, tracker=""))
+    start = replace(start, training=replace(start.training, tracker="", evaluate_every=0))  # its last weights are kept
     language = language_name(exp.source_language)
-    folder = runs_folder() / exp.place / f"{language.lower()}_{start.fingerprint}_{data.digest()[:8]}"
+    read = f"{data.digest()[:8]}{backbone_key(exp.backbone)[:8]}"
+    folder = runs_folder() / exp.place / f"{language.lower()}_{start.fingerprint}_{read}"
     weights = folder / "model.safetensors"
     if not ranks.agreed(weights.exists()):
         model, tokenizer = new_model(start, data)
@@ -187,14 +196,16 @@ def train_experiment(
         ``(model, tokenizer, result)``; the model lies in ``model`` of :func:`run_folder`.
 
     Raises:
-        ValueError: the model there was trained on or chosen by other questions; see also :func:`new_model`.
+        ValueError: the model there was trained on or chosen by other questions, or made from other weights; see also
+            :func:`new_model`.
     """
-    folder, digest = run_folder(exp), data.digest()
-    key = f"{digest} {data.selection()}"
+    folder, digest, weights = run_folder(exp), data.digest(), backbone_key(exp.backbone)
+    key = f"{digest} {data.selection()} {weights}".rstrip()
     if ranks.agreed(is_trained(exp)):
         result = TrainingResult(**read_json(folder / "training.json"))
         if result.data not in (key, digest):  # older versions kept the digest alone
-            raise ValueError(f"{folder}: made with other questions than {exp.protocol} has; delete it to train anew")
+            now = f"{exp.protocol} has now" + (f", or with other weights than {exp.backbone} has" if weights else "")
+            raise ValueError(f"{folder}: made with other questions than {now}; delete it to train anew")
         return (*load_run(exp), result)
     if ranks.rank() == 0:
         shutil.rmtree(folder / "predictions", ignore_errors=True)  # of another model, if any
@@ -207,7 +218,8 @@ def train_experiment(
         metrics = evaluate_model(model, tokenizer, data.validation, progress=progress).metrics
         return sum(values["f1"] for values in metrics.values()) / len(metrics)
 
-    run = f"{exp.fingerprint} {digest if exp.protocol in SETTINGS else key}"  # of published data the code says the rest
+    # of published data the code says the rest
+    run = f"{exp.fingerprint} {f'{digest} {weights}'.rstrip() if exp.protocol in SETTINGS else key}"
     kept = {"run": run, "on_log": on_log, "gold_probability": gold_probability}
     plain = exp.on_the_source()
     stages = {
@@ -262,7 +274,8 @@ def describe(exp: Experiment, source: str) -> dict:
     """The fields of a result that say what was run."""
     config = exp.to_dict()
     own = {name: config[name] for name in ("method", "without", "backbone", "seed", "source_language")}
-    return {"protocol": exp.place, **own, "source": source, "config": config, "fingerprint": exp.fingerprint}
+    record = {"protocol": exp.place, **own, "source": source, "config": config, "fingerprint": exp.fingerprint}
+    return record | ({"weights": weights} if (weights := backbone_key(exp.backbone)) else {})
 
 
 def data_key(data: ProtocolData) -> str:
@@ -294,13 +307,24 @@ def _provenance(found: dict[str, dict]) -> dict:
 
 
 def known_results(experiments: Sequence[Experiment]) -> list[dict]:
-    """The results of some experiments that were measured before; raises as :func:`refuse_other_data` does."""
+    """The results of some experiments that were measured before.
+
+    Raises:
+        ValueError: see :func:`refuse_other_data`; a local backbone has other weights now.
+    """
     found, wanted = [], {exp.fingerprint for exp in experiments}
     for protocol, language in dict.fromkeys((exp.protocol, exp.source_language) for exp in experiments):
         same = [result for result in load_all_results(protocol) if result["source_language"] == language]
         here = [result for result in same if result["fingerprint"] in wanted]
         if here and protocol not in SETTINGS:  # published files need not be here
             refuse_other_data(protocol, load_protocol(protocol, source_language=language))
+        for backbone in {result["backbone"] for result in here}:
+            key = backbone_key(backbone)
+            if key and any(result.get("weights", key) != key for result in here if result["backbone"] == backbone):
+                place = results_folder() / place_of(protocol)
+                raise ValueError(
+                    f"{place}: measured with other weights than {backbone} has now; move it away to measure anew"
+                )
         found += here
     return found
 

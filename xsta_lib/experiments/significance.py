@@ -1,11 +1,10 @@
-"""How sure a number is: intervals over questions, articles and seeds, and paired comparisons of two systems."""
+"""How sure a number is: intervals over seeds and articles (or questions), and paired comparisons of two systems."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 
 def by_question(scores: pd.DataFrame) -> pd.DataFrame:
@@ -13,17 +12,18 @@ def by_question(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.pivot(index="id", columns="language", values="f1")
 
 
-def average_interval(scores: pd.DataFrame) -> tuple[float, float, float]:
-    """F1's unweighted mean over languages, in percent, and its 95 % bootstrap interval of 1,000 resamples.
-
-    Questions with one id are resampled together in all languages, as they are translations of each other.
+def average_interval(
+    scores: Sequence[pd.DataFrame], articles: Mapping[str, object] | None = None, resamples: int = 1000
+) -> tuple[float, float, float]:
+    """F1's unweighted mean over languages, in percent, and its 95 % interval as :func:`seeds_and_articles` has it.
 
     Args:
-        scores: rows ``language, id, f1, em`` of one system and data set.
+        scores: rows ``language, id, f1, em`` of one system and data set, one frame a seed.
+        articles: the article of each id; without it, questions are drawn, by id in all languages together, as they are
+            translations of each other.
+        resamples: how often; several seeds need ten times as many, since Student's t has long tails.
     """
-    table = by_question(scores)
-    low, high = np.percentile(resampled_means(table, 1000, seed=0), [2.5, 97.5])
-    return float(table.mean().mean()), float(low), float(high)
+    return _over_runs([by_question(one) for one in scores], articles, resamples, seed=0)[:3]
 
 
 def resampled_means(table: pd.DataFrame, resamples: int, seed: int) -> np.ndarray:
@@ -47,15 +47,6 @@ def _drawn_means(sums: np.ndarray, counts: np.ndarray, resamples: int, rng: np.r
         times = np.bincount(chosen.ravel(), minlength=size * n).reshape(size, n).astype(float)
         drawn.append((times @ sums / np.maximum(times @ counts, 1)).mean(axis=-1))
     return np.concatenate(drawn, axis=-1)
-
-
-def seed_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over seeds and half the width of its 95 % interval (Student's t); ``nan`` for a single seed."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    spread = values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(t.ppf(0.975, len(values) - 1) * spread)
 
 
 class Difference(NamedTuple):
@@ -111,6 +102,13 @@ def seeds_and_articles(
         ValueError: two of them did not answer the same questions.
     """
     tables = [difference_table(one, other, without) for one, other in zip(first, second, strict=True)]
+    return _over_runs(tables, articles, resamples, seed)
+
+
+def _over_runs(
+    tables: Sequence[pd.DataFrame], articles: Mapping[str, object] | None, resamples: int, seed: int
+) -> Difference:
+    """The mean over runs of their tables, as :func:`by_question` has them, see :func:`seeds_and_articles`."""
     if any(not table.isna().equals(tables[0].isna()) for table in tables):
         raise ValueError("the seeds did not answer the same questions; compare results of one protocol")
     units = tables[0].index.map(articles) if articles else tables[0].index

@@ -33,7 +33,8 @@ from ..model.modeling import XStaForQuestionAnswering
 from ..training import ranks
 from ..training.checkpoints import model_tensors
 from ..training.configuration import TrainingConfig
-from ..training.trainer import Trainer, TrainingResult
+from ..training.log import TrainingResult
+from ..training.trainer import Trainer
 
 FOLDS = 2  # of the source; each reader is trained without one, so that it answers that one's questions as unseen ones
 COUNTED = ("steps", "sequences", "tokens", "seconds")

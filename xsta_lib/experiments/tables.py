@@ -29,7 +29,7 @@ from .frames import (
     trained_on,
 )
 from .results import load_articles, load_scores, results_folder
-from .significance import Difference, average_interval, difference_table, seed_interval, seeds_and_articles
+from .significance import Difference, average_interval, difference_table, seeds_and_articles
 
 # The paper's tables: number, task, and the data set here that its numbers stand beside.
 TABLES = {1: ("MLQA", "mlqa"), 2: ("TyDiQA", "tydiqa"), 3: ("XQuAD", "xquad")}
@@ -47,12 +47,29 @@ Block = tuple[str, pd.DataFrame]
 
 
 def average_with_interval(rows: pd.DataFrame, dataset: str) -> tuple[float, float, float]:
-    """A system's mean F1 over languages, its 95 % interval: over seeds if there are several, else over questions."""
-    seeds = rows.groupby("seed")["f1"].mean()
-    if len(seeds) > 1:
-        mean, half = seed_interval(seeds)
-        return mean, mean - half, mean + half
-    return average_interval(load_scores(rows["scores"].iloc[0], dataset))
+    """A system's mean F1 over languages and its 95 % interval, over its seeds and the data set's articles.
+
+    Questions take the place of articles that are not known.
+    """
+    files = rows["scores"].unique()
+    found = [load_scores(file, dataset) for file in files]
+    return average_interval(found, _articles(files[0], dataset), resamples=10_000)
+
+
+def average_is_over(rows: pd.DataFrame, dataset: str) -> str:
+    """What the interval of :func:`average_with_interval` is over, such as ``3 seeds, 24 articles``."""
+    return _over(rows["seed"].nunique(), _articles(rows["scores"].iloc[0], dataset))
+
+
+def _articles(file: str, dataset: str) -> dict[str, str]:
+    """The articles of a data set, kept beside a file of scores."""
+    return load_articles(Path(file).parent, dataset)
+
+
+def _over(seeds: int, articles: Mapping[str, str]) -> str:
+    """What an interval is over, for cells."""
+    units = f"{len(set(articles.values()))} articles" if articles else "questions"
+    return f"{seeds} seeds, {units}" if seeds > 1 else units
 
 
 def _cells(frame: pd.DataFrame) -> list[str]:
@@ -68,8 +85,8 @@ def results_block(frame: pd.DataFrame, dataset: str) -> Block:
         means.loc["avg"] = means.mean()
         lines[system] = dict(zip(means.index, _cells(means), strict=True))
         _, low, high = average_with_interval(rows, dataset)
-        over = f" ({seeds} seeds)" if (seeds := rows["seed"].nunique()) > 1 else ""
-        lines[system]["95 % interval of avg F1"] = f"{low:.1f} to {high:.1f}{over}"
+        over = average_is_over(rows, dataset)
+        lines[system]["95 % interval of avg F1"] = f"{low:.1f} to {high:.1f} ({over})"
     table = pd.DataFrame(lines).T.rename_axis(f"{dataset} (F1 / EM)")
     return f"Measured, protocol {part['protocol'].iloc[0]}", table
 
@@ -89,10 +106,10 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", 
     source, named = part["source_language"].iloc[0], part.drop_duplicates(["seed", "system"])
     files, devices = (named.pivot(index="seed", columns="system", values=name) for name in ("scores", "device"))
     without = [name for name in part["language"].unique() if (name == source) != in_source]
-    articles = load_articles(Path(named["scores"].iloc[0]).parent, dataset)
-    lines = {}
+    articles, lines = _articles(named["scores"].iloc[0], dataset), {}
+    some = len(without) < part["language"].nunique()  # a test set of the source alone has no targets
     others = [name for name in systems(part) if not (in_source and name.endswith(ALONE))]  # the source is read once
-    for name in others:
+    for name in others if some else ():
         shared = files[[against, name]].dropna() if name != against else ()
         if len(shared):
             machines = devices.loc[shared.index, [against, name]].to_numpy()
@@ -103,18 +120,21 @@ def difference_block(frame: pd.DataFrame, dataset: str, against: str = "x-sta", 
 
 
 # The systems that the others are subtracted from in the tables of differences.
-AGAINST = ("x-sta", "x-sta" + ALONE, "pairs", "lakm")
+AGAINST = ("x-sta", "x-sta" + ALONE, "pairs", "lakm", "x-mixup", "trans-train")
 
 
 def difference_blocks(frame: pd.DataFrame) -> list[Block]:
-    """Each of ``AGAINST`` minus the others on every data set that both have; X-STA and pairs in the source too."""
+    """Each of ``AGAINST`` minus the others on every data set that both have; X-STA and pairs in the source too.
+
+    A pair stands once: what was subtracted from one of ``AGAINST`` has no row the other way round.
+    """
     blocks = []
     for dataset, part in frame.groupby("dataset", sort=False):
-        found = set(part["system"])
-        for against in (name for name in AGAINST if name in found and len(found) > 1):
-            blocks.append(difference_block(frame, dataset, against))
+        for against in (name for name in AGAINST if name in set(part["system"])):
+            blocks.append(difference_block(part, dataset, against))
             if against in ("x-sta", "pairs") and (part["language"] == part["source_language"]).any():
-                blocks.append(difference_block(frame, dataset, against, in_source=True))
+                blocks.append(difference_block(part, dataset, against, in_source=True))
+            part = part[part["system"] != against]
     return [(heading, table) for heading, table in blocks if len(table)]
 
 
@@ -127,8 +147,7 @@ def _difference_cells(
     """
     sides = [[load_scores(file, dataset) for file in files.iloc[:, place]] for place in (0, 1)]
     found = seeds_and_articles(*sides, articles, without)
-    units = f"{len(set(articles.values()))} articles" if articles else "questions"
-    cells = _interval_cells(found) | {"over": f"{len(files)} seeds, {units}" if len(files) > 1 else units}
+    cells = _interval_cells(found) | {"over": _over(len(files), articles)}
     if len(files) > 1:
         each = [difference_table(*pair, without).mean().mean() for pair in zip(*sides, strict=True)]
         cells["each seed"] = ", ".join(f"{value:+.1f}" for value in each)
@@ -153,10 +172,12 @@ def cost_block(results: Sequence[dict]) -> Block:
     one machine only. A run that read the target alone too stands here once.
     """
     seed, lines = first_seed(results), {}
-    for result in results:
-        name, counts = system_name(result), result.get("steps")
-        if result["seed"] != seed or name.endswith(ALONE) or not (name in SYSTEMS or name.startswith(LLM)):
+    first = {system_name(result): result for result in results if result["seed"] == seed}
+    for name, result in first.items():
+        twice = name.endswith(ALONE) and name.removesuffix(ALONE) in first
+        if twice or not (name in SYSTEMS or name.startswith(LLM)):
             continue
+        counts = result.get("steps")
         beside = sum(part["steps"] for part in result.get("extra", {}).values())
         numbers = {"steps": counts, "in other stages": beside}
         numbers |= {name: result.get(name) for name in ("sequences", "tokens", "seconds")}
@@ -245,10 +266,9 @@ def ablation_difference_blocks(results: Sequence[dict]) -> list[Block]:
 
 def _minus_full(others: Iterable[dict], full: dict, dataset: str) -> dict[str, dict[str, str]]:
     """Cells of :func:`ablation_difference_blocks` by row, ablations first, in the paper's order."""
-    articles, rows = load_articles(Path(full["scores"]).parent, dataset), list(ABLATION_ROWS.values())
-    lines = {}
+    articles, rows, lines = _articles(full["scores"], dataset), list(ABLATION_ROWS.values()), {}
     for result in others:
-        if dataset in result["metrics"]:
+        if set(result["metrics"].get(dataset, ())) - {full["source_language"]}:
             kept = () if changes(result) else tuple(result["without"])
             name = ABLATION_ROWS.get(kept) if kept else None
             files = pd.DataFrame([[result["scores"], full["scores"]]])

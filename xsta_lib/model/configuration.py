@@ -145,11 +145,11 @@ class XStaConfig(PreTrainedConfig):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} to {high}")
         layers = getattr(self.encoder, "num_hidden_layers", None)
-        if self.sharing != "none" and not 1 <= self.sharing_layer <= (layers or math.inf):
+        if self.reads_pairs and not 1 <= self.sharing_layer <= (layers or math.inf):
             name, top = getattr(self.encoder, "name_or_path", "") or "the encoder", layers or "its last layer"
             raise ValueError(
                 f"sharing_layer is {self.sharing_layer}, but {name} has the layers 1 to {top}; choose an encoder that "
-                'has it, or another layer in Python: switches=[("sharing_layer", ...)] of xsta_lib.experiment'
+                'has it; x-sta may have another, in Python: switches=[("sharing_layer", ...)] of xsta_lib.experiment'
             )
         self._check_combinations()
         rest = [language for language in self.languages or [] if language != self.source_language]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedMo
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from ..encoders.backbones import empty_encoder, keep_weights, load_backbone, load_span_head, set_dropout
+from ..encoders.backbones import empty_encoder, keep_weights, load_backbone, load_span_head
 from .aligning import mean_pool, row_mean, sentence_alignment, token_alignment, token_alignment_release
 from .configuration import XStaConfig
 from .sharing import SharingContext, find_self_attention, install_sharing
@@ -360,12 +360,11 @@ class XStaForQuestionAnswering(PreTrainedModel):
             languages: languages that will be trained on (for the normalisation statistics).
             dropout: one dropout for the whole encoder and the correction; ``None`` leaves theirs.
         """
-        encoder, tokenizer = load_backbone(name)
+        encoder, tokenizer = load_backbone(name, dropout)
         config = config or cls.config_class()
         values = {key: value for key, value in config.to_diff_dict().items() if key in config.fields()}
         if dropout is not None:
             values["sharing_dropout"] = dropout
-            set_dropout(encoder, dropout)
         values["languages"] = languages or values.get("languages")
         frame = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
         values["special_ids"] = sorted({token for token in frame if token is not None})

@@ -99,13 +99,15 @@ class RepresentationNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, language: str, mean: Tensor, variance: Tensor) -> None:
-        """Move the language's running averages towards the batch's statistics."""
+        """Move the language's running averages towards the batch's statistics; NaN and infinity leave them alone."""
         if not self.shared and language not in self.languages:
             raise ValueError(f"language {language!r} has no statistics; the model was made for {self.languages}")
         row = 0 if self.shared else self.languages.index(language)
-        self.running_mean[row].lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var[row].lerp_(variance.to(self.running_var.dtype), self.momentum)
-        self.updates[row] += 1
+        finite = mean.isfinite().all() & variance.isfinite().all()  # on the device: asking would wait for it
+        for running, now in ((self.running_mean, mean), (self.running_var, variance)):
+            moved = running[row].lerp(now.to(running.dtype), self.momentum)
+            running[row] = torch.where(finite, moved, running[row])
+        self.updates[row] += finite
 
     def forward(self, states: Tensor, mask: Tensor, language: str) -> Tensor:
         """(B, N, H) states of one language, normalised, in at least float32.

@@ -1,7 +1,8 @@
-"""What a training run tells while it goes: a line a log step, ``metrics.jsonl``, a tracker, a live curve."""
+"""What a training run tells: its lines, in ``metrics.jsonl``, a tracker, a live curve; at its end, what it took."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +14,36 @@ from ..model.modeling import XStaForQuestionAnswering
 
 SHOWN = ("loss", "source", "target", "teacher", "sentence", "token", "own_teacher", "own_sentence", "own_token")
 SHOWN += ("distance", "margin", "contrast", "knowledge", "lambda", "learning_rate")
+
+
+@dataclass
+class TrainingResult:
+    """What a run gives back.
+
+    Attributes:
+        log: its lines.
+        seconds: from the first step to the end of the last one: with the validations and checkpoints between them,
+            without those that come after it.
+        steps, sequences, tokens: made and read by all steps together, both sides of pairs, without padding.
+        extra: the part of these four that a method spends beside the span batches it is compared on, by what it does
+            there (another task's steps, a stage that comes first).
+        best_score, best_step: the best validation score and its step, where the run was validated and has a folder.
+        data: a key of the training questions, behind it of those that selected (``digest`` and ``selection`` of
+            :class:`~xsta_lib.data.protocols.ProtocolData`), and of a local backbone's weights.
+        peak_memory_bytes, provenance: of the process that finished the training.
+    """
+
+    log: list[dict] = field(default_factory=list)
+    seconds: float = 0.0
+    steps: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    extra: dict[str, dict[str, float]] = field(default_factory=dict)
+    best_score: float | None = None
+    best_step: int | None = None
+    data: str = ""
+    peak_memory_bytes: int = 0
+    provenance: dict = field(default_factory=dict)
 
 
 def means(window: Sequence[Mapping[str, float]]) -> dict[str, float]:

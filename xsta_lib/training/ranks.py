@@ -134,7 +134,7 @@ def same_buffers(module: nn.Module) -> None:
         dist.broadcast(buffer, 0)
 
 
-def agreed(value: bool) -> bool:
+def agreed(value: object) -> object:
     """Rank 0's answer, for all: what one rank sees on a disk another may not see yet."""
     return gather_objects(value)[0]
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from . import ranks
 from .checkpoints import load_checkpoint, model_tensors, newest_checkpoint, random_state, save_checkpoint
 from .configuration import TrainingConfig, learning_rate
 from .cpu import clear_gradients, tuned
-from .log import RunLog, gradient_shares, means
+from .log import RunLog, TrainingResult, gradient_shares, means
 from .machine import interrupted_once, release_memory
 from .passes import Passes
 
@@ -35,35 +35,6 @@ TRIM_EVERY = 10  # steps on a CPU: blocks of ever other sizes tear holes into th
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message names the step, the batch, the remedy and the last good checkpoint."""
-
-
-@dataclass
-class TrainingResult:
-    """What a run gives back.
-
-    Attributes:
-        log: its lines.
-        seconds: of training.
-        steps, sequences, tokens: made and read by all steps together, both sides of pairs, without padding.
-        extra: the part of these four that a method spends beside the span batches it is compared on, by what it does
-            there (another task's steps, a stage that comes first).
-        best_score, best_step: the best validation score and its step, where the run was validated and has a folder.
-        data: a key of the training questions, and behind it of those that selected (``digest`` and ``selection`` of
-            :class:`~xsta_lib.data.protocols.ProtocolData`).
-        peak_memory_bytes, provenance: of the process that finished the training.
-    """
-
-    log: list[dict] = field(default_factory=list)
-    seconds: float = 0.0
-    steps: int = 0
-    sequences: int = 0
-    tokens: int = 0
-    extra: dict[str, dict[str, float]] = field(default_factory=dict)
-    best_score: float | None = None
-    best_step: int | None = None
-    data: str = ""
-    peak_memory_bytes: int = 0
-    provenance: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -193,7 +164,7 @@ class Trainer:
 
         Raises:
             TrainingError: the loss or its gradient is not finite, or memory is exhausted; weights are those before the
-                step.
+                step (running averages have moved with what was read, by finite statistics alone).
         """
         self._step(batch)
         return self._fetch()[0]
@@ -308,7 +279,7 @@ class Trainer:
         return f"Last good checkpoint: {saved or 'none'}"
 
     def _stop_on_nan(self, step: _Pending, what: str) -> None:
-        self.step, self.broken = step.number - 1, None  # weights are those of before; a later call goes on from there
+        self.step, self.broken = step.number - 1, None  # weights are those before it: a later call goes on there
         language = self.parts[step.batch[0].part].language
         ids = [self.parts[row.part].target.id_of(row.target) for row in step.batch[:5]]
         raise TrainingError(
@@ -331,7 +302,7 @@ class Trainer:
         if self.folder and not resume and main:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         ranks.wait()
-        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
+        saved = ranks.agreed(newest_checkpoint(self.folder / "checkpoints") if self.folder else None)
         if saved:
             self._restore(saved)
         self.log.restart(self.step)
