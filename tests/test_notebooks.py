@@ -42,11 +42,14 @@ def execute(folder, environment, name: str, *options: str) -> nbformat.NotebookN
 
 
 def same(found: str, kept: str) -> bool:
-    """Equal texts; times, white space, an answer's scores (bfloat16 rounds them) and the rounding of numbers aside."""
+    """Equal texts; times, white space, an answer's scores and a hundredth or two of a number aside.
+
+    In bfloat16 processors of one kind round differently too, as their caches differ.
+    """
     found, kept = (re.sub(r"[\d:]+ left|score=[\de.-]+", "", text) for text in (found, kept))
     texts = [re.sub(r"[\s-]+", " ", NUMBER.sub("0", text)) for text in (found, kept)]
     numbers = [list(map(float, NUMBER.findall(text))) for text in (found, kept)]
-    return texts[0] == texts[1] and numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.005)
+    return texts[0] == texts[1] and numbers[0] == pytest.approx(numbers[1], rel=0.03, abs=0.02)
 
 
 def compare(found: list[list[dict]], kept: list[list[dict]], texts: bool = True) -> None:
@@ -64,8 +67,11 @@ def compare(found: list[list[dict]], kept: list[list[dict]], texts: bool = True)
 def test_the_smallest_size_says_what_it_said(copy, name):
     executed = execute(*copy, name, *SMALL)
     kept = json.loads((FIXTURES / f"{name}.json").read_text("utf-8"))
-    # other processors round to other answers now and then
-    compare(outputs(executed), kept["outputs"], texts=kept["machine"] == machine())
+    alike = kept["machine"] == machine()  # other processors round to other answers now and then
+    compare(outputs(executed), kept["outputs"], texts=alike)
+    if not alike:
+        kinds = f"kept on {', '.join(kept['machine'])}; this is {', '.join(machine())}"
+        pytest.skip(f"it ran and drew what it drew, but its texts were not compared: {kinds}")
 
 
 @pytest.mark.parametrize("name", ["04_results", "05_ablations", "06_parameters"])

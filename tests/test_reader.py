@@ -36,6 +36,7 @@ from xsta_lib.encoders.e5_file import BackboneError
 from xsta_lib.encoders.packed import pack
 from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
+from xsta_lib.prediction.answers import LeftOut
 from xsta_lib.prediction.lines import read_requests
 from xsta_lib.reader import Reader, detect
 
@@ -210,6 +211,9 @@ def test_a_language_is_known_by_its_tag_and_what_was_not_trained_is_said(ours, c
         found = reader.answer(["Wer?"] * 5, [GERMAN] * 5, tags, [("Who?", ENGLISH)] * 5)
     assert [answer.language for answer in found] == ["de"] * 4 + ["en"] and not caplog.messages
     assert len({answer.text for answer in found[:4]}) == 1
+    for tag, told in {"zh_hant_TW": "zh-Hant", " ZH": "zh", "zh-TW": "zh"}.items():
+        assert reader.answer("谁?", "中文。", tag, translate="command:sed s/.*/{source}/").source == (told, told)
+    caplog.clear()
     reader.answer("Wer?", GERMAN, "German")
     (said,) = caplog.messages
     assert said.startswith("not trained on the language 'german': read with the average of de; ")
@@ -305,7 +309,7 @@ def test_wrong_calls_are_refused(ours, arguments, words):
 
 def test_what_is_cut_or_not_used_is_said(tmp_path, ours):
     plain, reader = Reader(save_model(tmp_path / "bert"), "cpu"), Reader(ours / "model", "cpu")
-    with pytest.warns(UserWarning, match="reads no pairs: the source versions are not used"):
+    with pytest.warns(UserWarning, match="1 source versions are not used: .* reads no pairs, first: 'who"):
         plain.answer(QUESTION, CONTEXT, "de", (QUESTION, CONTEXT))
     with pytest.warns(UserWarning, match="1 questions are cut after 64 tokens, first: 'wie lang"):
         reader.answer(["wie lang " * 60, "Wer?"], [GERMAN] * 2, "de")
@@ -578,6 +582,18 @@ def test_a_file_of_questions_is_answered_in_order_and_goes_on_after_a_stop(ours,
     lines[1]["question"] = "Wer sonst?"
     assert batch(tmp_path, ours, lines=lines)[0] == 1
     assert "line 2: the answer to another question or of another model" in capsys.readouterr().err
+
+
+def test_what_is_left_out_of_a_file_of_questions_is_counted_once(ours, tmp_path, monkeypatch):
+    monkeypatch.setattr("xsta_lib.prediction.lines.TOGETHER", 2)
+    lines = [{"question": "Wer " * 70, "context": GERMAN, "language": language} for language in ("de", "de", "en")]
+    lines[2] |= {"source_question": "Who?", "source_context": ENGLISH}
+    with pytest.warns(LeftOut) as said:
+        assert batch(tmp_path, ours, lines=lines)[0] == 0
+    assert [str(one.message).replace("Wer ", "") for one in said] == [
+        "3 questions are cut after 64 tokens, first: ''; "
+        "1 questions in 'en' are read alone: for them the source is not used, first: ''"
+    ]
 
 
 @pytest.mark.parametrize("change", [{"context": ENGLISH}, {"language": "en"}, {"source_context": GERMAN}, {}])

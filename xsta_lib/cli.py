@@ -24,11 +24,15 @@ def _download(args: argparse.Namespace) -> None:
     from .data.download import fetch
     from .data.squad import CorpusError, read_squad
 
-    for path in fetch(args.what, args.languages or None):
+    paths, faults = fetch(args.what, args.languages or None), 0
+    for path in paths:
         try:
             print(read_squad(path, repeats="first")[1] if path.suffix == ".json" else path)
         except CorpusError as error:
-            print(error)
+            print(error, file=sys.stderr)
+            faults += 1
+    if faults:
+        raise ValueError(f"{faults} of {len(paths)} files cannot be read, see above; delete them to fetch them again")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -110,17 +114,13 @@ def _train_live(picture: Path) -> None:
 
 
 def _reader(args: argparse.Namespace) -> None:
-    from .data.files import home
     from .experiments.packing import check_reader, make_reader, score_table
 
     if args.make:
-        from .plotting.results import reading_bars
-        from .plotting.style import save
+        from .plotting.results import write_reader_figure
 
-        metrics = make_reader()["metrics"]
-        print(score_table(metrics))
-        title = "The reader in the box: half of XQuAD, 578 questions a language"
-        print(save(reading_bars(metrics["xquad"], title), home() / "figures" / "reader.png"))
+        print(score_table(make_reader()["metrics"]))
+        print(write_reader_figure())
         return
     scores, differ = check_reader()
     print(score_table(scores["metrics"]))
@@ -230,7 +230,10 @@ def _answer(args: argparse.Namespace) -> None:
 
 def _figures(args: argparse.Namespace) -> None:
     from .experiments.inspection import TEXTS, inspect_models
-    from .plotting.results import write_figures
+    from .experiments.packing import boxed_experiment
+    from .experiments.results import results_folder
+    from .plotting.projections import write_projection_figures
+    from .plotting.results import write_figures, write_reader_figure
 
     if args.backbone and not args.inspect:
         raise ValueError("--backbone belongs to --inspect; the figures show the protocol's own backbone")
@@ -239,6 +242,10 @@ def _figures(args: argparse.Namespace) -> None:
         print(f"xsta: Figures 4 to 6 of {args.protocol!r} need {need}; the others are drawn", file=sys.stderr)
     for path in write_figures(args.protocol):
         print(path)
+    if args.protocol == boxed_experiment().protocol:  # whose files the reader in the box and its projector were made of
+        print(write_reader_figure())
+        if (results_folder() / "translation" / "projection.json").exists():
+            print(*write_projection_figures(), sep="\n")
 
 
 def _llm(args: argparse.Namespace) -> None:
@@ -261,7 +268,6 @@ def _llm(args: argparse.Namespace) -> None:
 
 def _translate(args: argparse.Namespace) -> None:
     from .translation.corpus import translate_test, translate_training
-    from .translation.engines import open_engine
 
     folder, options = Path(args.folder), {"overwrite": args.overwrite}
     try:
@@ -270,14 +276,12 @@ def _translate(args: argparse.Namespace) -> None:
                 raise ValueError("--back and --threshold belong to training files, not to --test")
             if len(args.to) > 1:
                 raise ValueError(f"--to {' '.join(args.to)}: --test writes one language, the source of training")
-            files = translate_test(folder, args.languages, open_engine(args.engine), *args.to, **options)
+            files = translate_test(folder, args.languages, args.engine, *args.to, **options)
         else:
-            from .translation.spans import Projector
-
             if len(args.languages) > 1:
                 raise ValueError(f"--from {' '.join(args.languages)}: training files are made of one language's")
             options |= {"source": (args.languages or ["en"])[0], "threshold": args.threshold, "back": args.back}
-            files = translate_training(folder, args.to, open_engine(args.engine), Projector(), **options)
+            files = translate_training(folder, args.to, args.engine, **options)
         for made in files:
             print(made, flush=True)
     except KeyboardInterrupt:
@@ -305,18 +309,14 @@ def _projection(args: argparse.Namespace) -> None:
         raise ValueError("--model belongs to --answers, --fit does not")
     if args.answers:
         return _measure_projected(args.model)
-    from .data.files import home
-    from .experiments.projection import case, fit_projector, measure_all, projection_table
-    from .plotting.projections import projection_heatmap, projection_picture
-    from .plotting.style import save
+    from .experiments.projection import fit_projector, measure_all, projection_table
+    from .plotting.projections import write_projection_figures
 
     if args.fit:
         print(fit_projector())
     print(path := measure_all())
-    table, figures = projection_table(path), home() / "figures"
-    print(table.round(1).to_string())
-    print(save(projection_heatmap(table, "F1 of projected spans, XQuAD's other half"), figures / "projection.png"))
-    print(save(projection_picture(*case()), figures / "projection-scripts.png"))
+    print(projection_table(path).round(1).to_string())
+    print(*write_projection_figures(), sep="\n")
 
 
 RUNS = _download, _check, _train, _demo, _reader, _grid, _evaluate, _answer, _llm, _translate, _projection, _figures

@@ -1,11 +1,13 @@
 """The front door: a trained reader, its answers, and what led to them."""
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 from .baselines import aacl, calibrenet, lakm, mixup  # noqa: F401  (their models are known once imported)
 from .data.files import BOX, check_text, is_blank, is_boxed
@@ -17,13 +19,27 @@ from .encoders.checks import max_window
 from .encoders.e5_file import BackboneError
 from .encoders.packed import PACKED, load_packed
 from .model.modeling import XStaForQuestionAnswering
-from .prediction.answers import ReaderAnswer
+from .prediction.answers import LeftOut, ReaderAnswer
 from .prediction.plain import PlainReader
 from .prediction.predictor import READINGS, Prediction, Predictions, Predictor, Span
 from .training.machine import has_bf16
 from .training.ranks import device as default_device
 
 NO_ANSWER = "the reader finds it likelier that the context does not have the answer"
+
+
+class Tongue(NamedTuple):
+    """A question's language.
+
+    Attributes:
+        code: as the reader knows it.
+        detected: whether it was found out, not given.
+        tag: as a translation engine gets it, such as ``zh-Hant`` where the reader reads ``zh``.
+    """
+
+    code: str
+    detected: bool
+    tag: str
 
 
 class Reader:
@@ -71,6 +87,7 @@ class Reader:
             question, context: one of each, or as many of one as of the other; then the answers are a list, in order.
             language: of question and context, such as ``"de"``; one for all or one each. ``None`` finds it out. Case
                 counts for nothing, and neither does a region that the reader was not trained on: ``"de-AT"`` is ``de``.
+                A script is for ``translate``: ``"zh-Hant"`` is read as ``zh``, and translated as ``zh-Hant``.
             source: the same question and context in the reader's source language (``source_language``: English for
                 the one in the box), or a list of such pairs (``None`` where there is none); ``None`` reads the target
                 alone.
@@ -98,27 +115,27 @@ class Reader:
         targets = _questions(list(zip(question, context, strict=True)), "question")
         sources = self._sources(source, len(targets))
         tongues = _languages(language, targets, self._languages)
-        made = self._translate(translate, targets, tongues, sources, project) if translate else {}
+        made, failed = self._translate(translate, targets, tongues, sources, project) if translate else ({}, None)
         sources += made.values()
-        self._say_what_is_left_out(targets, sources, tongues, project, bool(translate))
+        self._say_what_is_left_out(targets, sources, tongues, project, failed)
         self.predictor.alternatives = n_best
         found, given, answers = self._read(targets, tongues, sources, project), {one.id for one in sources}, []
-        for target, (tongue, detected) in zip(targets, tongues, strict=True):
-            own = {name: by.get(tongue, {}).get(target.id) for name, by in found.items()}
-            if target.id not in given or tongue == self.source_language:  # all readings are that of the target alone
+        for target, tongue in zip(targets, tongues, strict=True):
+            own = {name: by.get(tongue.code, {}).get(target.id) for name, by in found.items()}
+            if target.id not in given or tongue.code == self.source_language:  # all readings are of the target alone
                 own = dict([*own.items()][:1])
-            answers.append(self._answer(target, tongue, detected, own))
+            answers.append(self._answer(target, tongue, own))
         shown = ((q.question, q.context) if (q := made.get(target.id)) else None for target in targets)
         return [replace(answer, source=source) for answer, source in zip(answers, shown, strict=True)]
 
     def _read(
-        self, targets: list[Question], tongues: list[tuple[str, bool]], sources: list[Question], project: bool
+        self, targets: list[Question], tongues: list[Tongue], sources: list[Question], project: bool
     ) -> Predictions:
         """Predictions by reading, language and id, that of the answer first; blank texts have none."""
         grouped: dict[str, list[Question]] = {}
-        for target, (tongue, _) in zip(targets, tongues, strict=True):
+        for target, tongue in zip(targets, tongues, strict=True):
             if not _why_blank(target):
-                grouped.setdefault(tongue, []).append(target)
+                grouped.setdefault(tongue.code, []).append(target)
         if project and sources:
             return self._projecting.predict(grouped, sources)
         readings = READINGS if sources and self.reads_pairs else READINGS[:1]
@@ -149,15 +166,14 @@ class Reader:
         sources = self._sources(None if source is None else [source], 1)
         tongues = _languages([language], [target], self._languages)
         self._say_what_is_left_out([target], sources, tongues)
-        use = sources and self.reads_pairs and tongues[0][0] != self.source_language
-        return explain(self.predictor, target, tongues[0][0], sources[0] if use else None)
+        use = sources and self.reads_pairs and tongues[0].code != self.source_language
+        return explain(self.predictor, target, tongues[0].code, sources[0] if use else None)
 
-    def _answer(
-        self, target: Question, language: str, detected: bool, found: dict[str, Prediction | None]
-    ) -> ReaderAnswer:
+    def _answer(self, target: Question, tongue: Tongue, found: dict[str, Prediction | None]) -> ReaderAnswer:
         """One question's answer out of the predictions of its readings; they are ``None`` for a blank text."""
         best, missing, reason = next(iter(found.values())), None, _why_blank(target)  # the first reading counts
-        about = {"language": language, "detected": detected, "question": target.question, "context": target.context}
+        about = {"language": tongue.code, "detected": tongue.detected}
+        about |= {"question": target.question, "context": target.context}
         if best is None or not best.text:
             reason = reason or "the context has no piece that could be an answer"
             return ReaderAnswer("", 0.0, -1, -1, (), missing=1.0 if self.no_answer else None, reason=reason, **about)
@@ -186,11 +202,11 @@ class Reader:
         self,
         engine: "str | Engine",  # noqa: F821
         targets: list[Question],
-        tongues: list[tuple[str, bool]],
+        tongues: list[Tongue],
         given: list[Question],
         project: bool,
-    ) -> dict[str, Question]:
-        """By id, the source versions that an engine makes; nothing of them is kept on the disk.
+    ) -> tuple[dict[str, Question], dict[str, list[str]]]:
+        """By id, the source versions that an engine makes, and what it did not; nothing is kept on the disk.
 
         A language that was only found out may be wrong: if the engine does not have it, its questions are read alone.
         """
@@ -204,64 +220,61 @@ class Reader:
             if engine not in self._engines:
                 self._engines[engine] = open_engine(engine)
             engine = self._engines[engine]
-        known, made, failed, sure = {source.id for source in given}, {}, [], set()
+        known, made, sure = {source.id for source in given}, {}, set()
         wanted: dict[str, list[Question]] = {}
-        for target, (tongue, detected) in zip(targets, tongues, strict=True):
-            if target.id not in known and tongue != self.source_language and not _why_blank(target):
-                wanted.setdefault(tongue, []).append(target)
-                sure |= set() if detected else {tongue}
+        for target, tongue in zip(targets, tongues, strict=True):
+            if target.id not in known and tongue.code != self.source_language and not _why_blank(target):
+                wanted.setdefault(tongue.tag, []).append(target)
+                sure |= set() if tongue.detected else {tongue.tag}
+        failed, untranslated = {}, f"questions are read alone, as {engine.name} did not translate them whole"
         # the commonest first: it says which pair an engine of one pair is for
-        for tongue, questions in sorted(wanted.items(), key=lambda item: -len(item[1])):
-            translator = Translator(engine, tongue, self.source_language, keep=False, progress=False)
+        for tag, questions in sorted(wanted.items(), key=lambda item: -len(item[1])):
             try:
-                translator.prepare(text for question in questions for text in (question.question, question.context))
+                translator = Translator(engine, tag, self.source_language, keep=False, progress=False)
             except LanguageError as error:
-                if tongue in sure:
+                if tag in sure:
                     raise
-                said = f"{len(questions)} questions, found to be in {tongue!r}, are read alone: {error}"
-                warnings.warn(f"{said}; or give their language", stacklevel=3)
+                said = f"questions, found to be in {tag!r}, are read alone: {error}; or give their language"
+                failed[said] = [question.question for question in questions]
                 continue
+            translator.prepare(text for question in questions for text in (question.question, question.context))
             for one in questions:
                 asked, context = translator.passage(one.question), translator.passage(one.context)
                 version = replace(one, question=asked.text, context=context.text)
                 if asked.missing or context.missing or _why_blank(version):
-                    failed.append(one.question)
+                    failed.setdefault(untranslated, []).append(one.question)
                 else:
                     made[one.id] = version
-        if failed:
-            said = f"{len(failed)} questions are read alone, as {engine.name} did not translate them whole"
-            warnings.warn(f"{said}, first: {failed[0][:60]!r}", stacklevel=3)
-        return made
+        return made, failed
 
     def _say_what_is_left_out(
         self,
         targets: list[Question],
         sources: list[Question],
-        tongues: list[tuple[str, bool]],
+        tongues: list[Tongue],
         project: bool = False,
-        translated: bool = False,
+        failed: dict[str, list[str]] | None = None,
     ) -> None:
-        """One warning of all that is cut or not used; of what was ``translated``, what failed has been said."""
-        limit, said = self.predictor.spec.max_question_length, []
+        """One warning of all that is cut or not used; ``failed`` is what a translation engine did not translate."""
+        limit, said = self.predictor.spec.max_question_length, dict(failed or {})
         asked = [question for question in (*targets, *sources) if question.question.strip()]
         if asked:
             ids = self.predictor.tokenizer([question.question for question in asked], add_special_tokens=False)
             cut = [asked[i].question for i, tokens in enumerate(ids["input_ids"]) if len(tokens) > limit]
-            if cut:
-                said.append(f"{len(cut)} questions are cut after {limit} tokens, first: {cut[0][:60]!r}")
+            said[f"questions are cut after {limit} tokens"] = cut
         own, given = self.source_language, {source.id for source in sources}
-        beside = [tongue for target, (tongue, _) in zip(targets, tongues, strict=True) if target.id in given]
+        read = [(target, tongue.code) for target, tongue in zip(targets, tongues, strict=True)]
+        beside = [(target.question, code) for target, code in read if target.id in given]
         if sources and not self.reads_pairs and not project:
-            said.append(f"{self.name} reads no pairs: the source versions are not used")
-        elif sources and (count := sum(tongue == own for tongue in beside)):
-            said.append(f"{count} questions in {own!r} are read alone: for them the source is not used")
-        lacking = [
-            one for one, (tongue, _) in zip(targets, tongues, strict=True) if tongue != own and one.id not in given
-        ]
-        if project and lacking and not translated:
-            said.append(f"{len(lacking)} questions are read alone: project needs their source, or translate")
-        if said:
-            warnings.warn("; ".join(said), stacklevel=3)
+            said[f"source versions are not used: {self.name} reads no pairs"] = [text for text, _ in beside]
+        elif sources:
+            what = f"questions in {own!r} are read alone: for them the source is not used"
+            said[what] = [text for text, code in beside if code == own]
+        if project and failed is None:
+            lacking = [target.question for target, code in read if code != own and target.id not in given]
+            said["questions are read alone: project needs their source, or translate"] = lacking
+        if found := {what: texts for what, texts in said.items() if texts}:
+            warnings.warn(LeftOut(found), stacklevel=3)
 
 
 def _load(name: str | Path | None) -> tuple:
@@ -316,8 +329,8 @@ def _why_blank(question: Question) -> str:
 
 def _languages(
     language: str | Sequence[str | None] | None, targets: Sequence[Question], known: Sequence[str]
-) -> list[tuple[str, bool]]:
-    """Each question's language, and whether it was found out; ``known`` are those that the reader was trained on."""
+) -> list[Tongue]:
+    """Each question's language; ``known`` are those that the reader was trained on."""
     given = [language] * len(targets) if language is None or isinstance(language, str) else list(language)
     if len(given) != len(targets):
         raise ValueError(f"{len(targets)} questions, but {len(given)} languages; give one for all or one each")
@@ -325,7 +338,19 @@ def _languages(
         if tongue is not None and (not isinstance(tongue, str) or not tongue.strip()):
             raise ValueError(f"language is {tongue!r}; give a code such as 'de', or None to find it out")
     chosen = zip(given, targets, strict=True)
-    return [(_code(tongue, known), False) if tongue else (detect(q), True) for tongue, q in chosen]
+    return [_given(tag, known) if tag else _detected(question) for tag, question in chosen]
+
+
+def _detected(question: Question) -> Tongue:
+    code = detect(question)
+    return Tongue(code, True, code)
+
+
+def _given(tag: str, known: Sequence[str]) -> Tongue:
+    """The language of a tag: an engine gets its script too, and its region where the reader knows that."""
+    code, (base, *rest) = _code(tag, known), re.split("[-_]", tag.strip())
+    script = [part.title() for part in rest[:1] if len(part) == 4]
+    return Tongue(code, False, "-".join([base.lower(), *script]) if code.lower() == base.lower() else code)
 
 
 def _code(tag: str, known: Sequence[str]) -> str:

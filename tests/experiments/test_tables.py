@@ -262,6 +262,11 @@ def test_curves_draw_the_frames_values(folder):
     frame["xquad (target only)"] = frame["xquad"] - 1
     (one,) = figures.gamma_curve(frame, ["xquad (target only)", "xquad"], "demo", seeds).axes  # one scale
     assert [text.get_text() for text in one.get_legend().get_texts()] == ["xquad (target only)", "xquad"]
+    apart = figures.gamma_curve(frame.assign(**{frames.MACHINE: ["cpu", "gpu", "cpu"]}), ["xquad"], "demo", seeds)
+    cpu, gpu, others = apart.axes[0].lines  # no line joins runs of two machines
+    assert [list(line.get_xdata()) for line in (cpu, gpu, others)] == [[0, 2], [1], [1, 1]]
+    assert cpu.get_marker() != gpu.get_marker() == others.get_marker() and "a line a machine" in apart.get_suptitle()
+    assert [text.get_text() for text in apart.axes[0].get_legend().get_texts()] == ["xquad, cpu", "xquad, gpu"]
     drawn = figures.layer_curve(frame, ["xquad"], "demo", seeds).axes[0].lines[0]
     assert drawn.get_xydata().tolist() == [[k, v] for k, v in frame["xquad"].items()]
     for axes in figures.layer_curve(frame, ["held-out validation", "xquad"], "demo", seeds).axes:

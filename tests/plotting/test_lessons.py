@@ -101,12 +101,13 @@ def test_sentences_lie_where_tsne_put_them():
     assert len(faint.get_offsets()) == 6 and figure.axes[1].get_xlabel() == "silhouette -0.25 by language"
     assert marked.get_offsets().tolist() == [[0, 0], [20, 2], [1, 0], [21, 2]]
     key = handles(figure.legends[0])
-    assert list(key) == ["en", "de", "example 1", "example 2"]
+    assert list(key) == ["en", "de", "example 1", "example 2", "other examples"]
     drawn = [to_hex(colour) for colour in marked.get_facecolors()]
     assert drawn == [to_hex(key[name].get_markerfacecolor()) for name in ("en", "en", "de", "de")]
     assert key["example 1"].get_marker() == "o"  # "r", drawn second and fourth
     corners = [len(path.vertices) for path in marked.get_paths()]
     assert corners[0] == corners[2] < corners[1] == corners[3]  # a square has fewer than a circle
+    assert "other examples" not in handles(tsne_scatter(frame, scores, ["r", "p", "q"]).legends[0])
 
 
 def test_states_are_projected_on_the_line_between_the_first_means():

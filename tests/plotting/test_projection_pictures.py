@@ -4,7 +4,8 @@ import json
 
 from xsta_lib.data.protocols import load_protocol
 from xsta_lib.experiments.projection import projection_table
-from xsta_lib.plotting.projections import projection_heatmap, projection_picture
+from xsta_lib.plotting.projections import projection_heatmap, projection_picture, write_projection_figures
+from xsta_lib.plotting.results import write_reader_figure
 from xsta_lib.translation.spans import Projection
 
 
@@ -34,3 +35,9 @@ def test_each_script_stands_below_the_source_with_its_candidates():
     assert heights == sorted(heights)
     marks = [patch.get_facecolor() for patch in axes.patches]
     assert len(set(marks)) == 2 and len(marks) >= 7  # four gold lines, three projections
+
+
+def test_what_lies_beside_the_reader_and_the_projector_is_drawn_without_measuring_anew(tmp_path):
+    written = [write_reader_figure(tmp_path), *write_projection_figures(tmp_path)]
+    assert [path.name for path in written] == ["reader.png", "projection.png", "projection-scripts.png"]
+    assert all(path.stat().st_size > 10_000 for path in written)

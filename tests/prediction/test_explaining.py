@@ -158,11 +158,13 @@ def test_pictures_draw_the_explanations_values(found):
     names = [piece_text(found.target_tokens[place]) for place in range(low, high + 1)]
     assert [label.get_text() for label in near.get_xticklabels()] == names
     lines = distribution_lines(found, 1).axes[0].lines
-    assert [line.get_label() for line in lines] == ["target", "teacher", "calibrated"]
-    np.testing.assert_allclose(lines[2].get_ydata(), (found.target[:, 1] + found.teacher[:, 1]) / 2, atol=1e-6)
+    assert [line.get_label() for line in lines] == ["target", "calibrated", "teacher"]
+    assert {line.get_marker() for line in lines} == {"None"}  # of a whole window they would hide the lines below
+    assert {line.get_marker() for line in near.lines} == set("oDs")
+    np.testing.assert_allclose(lines[1].get_ydata(), (found.target[:, 1] + found.teacher[:, 1]) / 2, atol=1e-6)
     alone = replace(found, teacher=None, calibrated=found.target)
     two = distribution_lines(alone).axes[0].lines
-    looks = [(line.get_label(), line.get_color(), line.get_marker()) for line in (*two, lines[0], lines[2])]
+    looks = [(line.get_label(), line.get_color(), line.get_linestyle()) for line in (*two, *lines[:2])]
     assert looks[:2] == looks[2:]  # each keeps its look
     heights = [bar.get_height() for bar in teacher_view(found).axes[0].patches]
     np.testing.assert_allclose(heights, found.teacher_attention[:, found.source[:, 0].argmax()], atol=1e-6)

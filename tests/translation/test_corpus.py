@@ -26,7 +26,7 @@ from xsta_lib.experiments.run import run_experiment, training_parts
 from xsta_lib.reader import Reader
 from xsta_lib.training.trainer import Trainer
 from xsta_lib.translation.corpus import translate_test, translate_training
-from xsta_lib.translation.engines import CommandEngine, EngineError, open_engine
+from xsta_lib.translation.engines import CommandEngine, EngineError, LanguageError, open_engine
 from xsta_lib.translation.spans import Projection, StringMethod
 from xsta_lib.translation.translator import Kept, Translator
 
@@ -134,6 +134,37 @@ def test_low_confidence_is_dropped_and_shown(folder: Path, engine: CommandEngine
         translate_training(folder, ["es", "en"], engine, Half())
 
 
+def test_what_cannot_be_done_is_refused_before_anything_is_loaded(folder: Path, engine, capsys) -> None:
+    for more in ({"targets": ["es", "fr"]}, {"targets": ["es"], "back": True}):
+        with pytest.raises(LanguageError, match="names no language and was asked for en to es before"):
+            translate_training(folder, engine="command:cat", projector=StringProjector(), progress=False, **more)
+    with pytest.raises(LanguageError, match="was asked for es to en before"):
+        [shutil.copy(folder / "train.en.json", folder / f"test.{language}.json") for language in ("es", "fr")]
+        translate_test(folder, ["es", "fr"], "command:cat", progress=False)
+    command = ["translate", str(folder), "--engine", "hf:/no/such/model"]
+    for words, said in (
+        (["--to"], "--to is empty"),
+        (["--to", "en"], "give other languages than the source"),
+        (["--to", "es", "--from", "de"], "train.de.json"),
+        (["--test", "--from", "sw", "--to", "en"], "test.sw.json"),
+        (["--to", "es"], "/no/such/model: there is no such file or folder"),
+    ):
+        assert cli.main([*command, *words]) == 1 and said in capsys.readouterr().err
+    assert not [*folder.glob("*.??-??.json"), *folder.glob("train.es*"), *folder.glob("back*")]
+
+
+def test_translations_of_another_program_of_the_same_name_are_not_taken(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XSTA_CACHE", str(tmp_path / "cache"))
+    found = []
+    for place, letters in (("one", "A-Z"), ("two", "n-za-m"), ("two", "A-Z")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        Path("translate.sh").write_text(f"tr a-z {letters}\n")
+        engine = open_engine("command:sh ./translate.sh")
+        found.append(Translator(engine, "en", "es", progress=False).passage("hello").text)
+    assert found == ["HELLO", "uryyb", "HELLO"]
+
+
 @pytest.mark.heavy
 def test_a_killed_run_goes_on_and_loses_no_sentence(folder: Path, engine: CommandEngine, tmp_path: Path) -> None:
     """Killed at some moment; then everything that was kept is not asked for again, and the file is the same."""
@@ -232,7 +263,10 @@ def test_a_faulty_engine_stops_the_run_with_a_sentence(folder: Path, tmp_path: P
     assert not list(folder.glob("translate-test*"))
 
     class Short:
-        name, licence, chunk = "short", None, 8
+        name, key, licence, chunk = "short", "short", None, 8
+
+        def check(self, source, target):
+            """Every pair will do."""
 
         def translate(self, texts, source, target):
             return list(texts)[1:]

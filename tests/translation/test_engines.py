@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ import torch
 from families import FAMILIES, TEXTS, make_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from xsta_lib.encoders.backbones import BackboneError
@@ -91,6 +92,31 @@ def test_weights_in_the_older_form_are_read_without_running_what_is_in_them(
     with pytest.raises(BackboneError):
         open_engine(f"hf:{place}")
     assert "harm" not in capsys.readouterr().out
+
+
+def test_translations_are_kept_under_a_models_weights(models: dict[str, Path], tmp_path: Path) -> None:
+    place = Path(shutil.copytree(models["nllb"], tmp_path / "nllb"))
+    key = open_engine(f"hf:{place}").key
+    assert open_engine(f"hf:{place}/../nllb").key == key != open_engine(f"hf:{models['nllb']}").key
+    weights = load_file(place / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, place / "model.safetensors", {"format": "pt"})
+    assert open_engine(f"hf:{place}").key != key
+
+
+WITHOUT_SENTENCEPIECE = """import importlib.machinery, sys
+paths = importlib.machinery.PathFinder
+find = paths.find_spec
+paths.find_spec = staticmethod(lambda name, *more: None if name == "sentencepiece" else find(name, *more))
+from xsta_lib.encoders.backbones import load_translator
+load_translator(sys.argv[1])"""
+
+
+@pytest.mark.heavy
+def test_a_missing_package_is_named_before_the_weights_are_read(models: dict[str, Path], tmp_path: Path) -> None:
+    place = Path(shutil.copytree(models["opus-mt-en-es"], tmp_path / "opus"))
+    (place / "model.safetensors").unlink()
+    done = subprocess.run([sys.executable, "-c", WITHOUT_SENTENCEPIECE, str(place)], capture_output=True, text=True)
+    assert done.stderr.strip().endswith("pip install 'xsta[translate]'")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -276,6 +302,9 @@ def test_a_language_model_translates(server: ThreadingHTTPServer) -> None:
     assert engine.translate(texts, "en", "es") == ["ONE", "", "", "", "THINK TWICE", *(f"TEXT {i}" for i in range(9))]
     assert all(prompt.startswith("Translate the text from English to Spanish.") for prompt, _ in server.seen)
     assert {longest for _, longest in server.seen} == {1024}
+    for pair, names in ((("zu", "zh-Hant"), "Zulu to Traditional Chinese"), (("uig", "de-LU"), "Uyghur to German")):
+        engine.translate(["one"], *pair)
+        assert server.seen[-1][0].startswith(f"Translate the text from {names}.")
     with pytest.raises(EngineError, match="the key is refused.*run the same command again"):
         engine.translate(["secret"], "en", "es")
     with pytest.raises(EngineError, match="check the address and the server"):

@@ -69,30 +69,28 @@ KINDS = {  # what a class loads, and what to give where it cannot
 ENCODER = ("an encoder", f"use {E5_NAME} ({INSTALL}) or a local folder")
 
 
-def load_backbone(
-    name: str, *, attn_implementation: str = "sdpa", window: int = WINDOW
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_backbone(name: str, dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The encoder (no pooling layer, fp32, in evaluation mode) and the fast tokenizer called `name`.
 
     `name` is "e5-small-q4", a path to a `.bin` file in the same 4-bit format, a folder in Hugging Face format, a hub
-    id, or one of SHORT_NAMES. `window` is how many tokens it will have to read at once. Raises BackboneError (with the
-    remedy) when it cannot be loaded, lacks a weight, or its limits do not fit.
+    id, or one of SHORT_NAMES. `dropout` is one for the whole encoder; None leaves its own. Raises BackboneError (with
+    the remedy) when it cannot be loaded, lacks a weight, or its limits do not fit.
     """
     if file := _e5_file(name):
         # The tokenizer first: building it needs much passing memory, which the weights then take over.
         tokenizer = e5_tokenizer(file, name)
-        model = _e5_model(file, name, attn_implementation)
+        model = _e5_model(file, _set_dropout(_bert_config(file, name), dropout))
     else:
         config = load_config(name)
         model_class = MODEL_MAPPING.get(type(config), None)  # the default is no option of this mapping
         if model_class is None:
             said = f"{config.model_type!r} is no encoder but a whole model, such as a trained reader"
             raise BackboneError(f"{name}: {said}; give the encoder that it was made from, such as {E5_NAME}")
-        options = {"config": config, "attn_implementation": attn_implementation, "use_safetensors": True}
+        options = {"config": _set_dropout(config, dropout), "attn_implementation": "sdpa", "use_safetensors": True}
         if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
             options["add_pooling_layer"] = False
         model, tokenizer = _load_weights(AutoModel, name, **options), load_tokenizer(name)
-    check_limits(model, tokenizer, name, window)
+    check_limits(model, tokenizer, name, WINDOW)
     return model.eval(), tokenizer
 
 
@@ -108,11 +106,13 @@ def load_reader(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def load_translator(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence-to-sequence model (fp32, evaluation mode, from safetensors) and its tokenizer, fast or not.
+    """A sequence-to-sequence model (fp32, evaluation mode) and its tokenizer, fast or not.
 
     `name` is a folder or a hub id. Raises BackboneError when it cannot be loaded or lacks a weight.
     """
-    return _load_weights(AutoModelForSeq2SeqLM, name, use_safetensors=True).eval(), _from_hub(AutoTokenizer, name)
+    if importlib.util.find_spec("sentencepiece") is None:
+        _from_hub(AutoTokenizer, name)  # it may need the package, which is better said before gigabytes are fetched
+    return _load_weights(AutoModelForSeq2SeqLM, name).eval(), _from_hub(AutoTokenizer, name)
 
 
 def load_span_head(name: str) -> torch.nn.Linear | None:
@@ -183,20 +183,25 @@ def load_config(name: str) -> PretrainedConfig:
     return _bert_config(file, name) if file else _from_hub(AutoConfig, name)
 
 
-def _folder(name: str) -> Path | None:
-    """The local folder meant by `name`, or None when it means a hub id.
+def local_path(name: str) -> Path | None:
+    """The local folder or file meant by `name`, which need not be there; None when it means a hub id or E5_NAME.
 
-    A local path is never looked up on the hub. Raises BackboneError for one that is not there.
+    A local path is never looked up on the hub.
     """
     target = SHORT_NAMES.get(name, name)
-    folder = Path(target).expanduser()
-    if folder.is_dir():
-        return folder
-    local = target.startswith((".", "/", "~")) or target.count("/") > 1 or "\\" in target
-    if local or folder.exists() or ("/" in target and Path(folder.parts[0]).is_dir()):
+    path = Path(target).expanduser()
+    local = target.startswith((".", "/", "~")) or target.count("/") > 1 or "\\" in target or target.endswith(".bin")
+    here = local or path.exists() or ("/" in target and Path(path.parts[0]).is_dir())
+    return path if here and name != E5_NAME else None
+
+
+def _folder(name: str) -> Path | None:
+    """The local folder meant by `name`, or None when it means a hub id. Raises BackboneError for one not there."""
+    folder = local_path(name)
+    if folder and not folder.is_dir():
         there = "this is a file, not a folder" if folder.exists() else "there is no such file or folder"
         raise BackboneError(f"{name}: {there}; give an existing folder or a hub id")
-    return None
+    return folder
 
 
 @cache
@@ -229,6 +234,8 @@ def _from_hub(auto_class: type, name: str, **options) -> object:
         if folder or isinstance(error, ValueError | ImportError):
             version = transformers.__version__
             remedy = f"it must be {kind} that transformers {version} knows by itself, as save_pretrained writes it"
+        if isinstance(error, ImportError) and "SentencePiece" in str(error):
+            remedy = "pip install 'xsta[translate]'"
         raise BackboneError(f"{name}: {auto_class.__name__} cannot load it ({first_line(error)}); {remedy}") from error
 
 
@@ -277,10 +284,9 @@ def _bert_config(file: E5File, name: str) -> BertConfig:
     return config
 
 
-def _e5_model(file: E5File, name: str, attn_implementation: str) -> BertModel:
+def _e5_model(file: E5File, config: BertConfig) -> BertModel:
     """The file's encoder, in evaluation mode; its weights are dequantised straight into the model's own tensors."""
-    config = _bert_config(file, name)
-    config._attn_implementation = attn_implementation
+    config._attn_implementation = "sdpa"
     with torch.device("meta"):  # no random weights first: they would double the peak of memory
         model = BertModel(config, add_pooling_layer=False)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
@@ -291,6 +297,18 @@ def _e5_model(file: E5File, name: str, attn_implementation: str) -> BertModel:
     model.embeddings.position_ids = torch.arange(config.max_position_embeddings).unsqueeze(0)
     model.embeddings.token_type_ids = torch.zeros_like(model.embeddings.position_ids)
     return model.eval()
+
+
+def _set_dropout(config: PretrainedConfig, rate: float | None) -> PretrainedConfig:
+    """The configuration with one rate for every dropout, whatever its encoder calls them; None leaves them.
+
+    Set before the encoder is made: some keep the rate as a number, or make no module where it is 0.
+    """
+    text = config.get_text_config()
+    for name, value in text.to_dict().items() if rate is not None else ():
+        if type(value) in (float, int) and ("dropout" in name or name.endswith("pdrop")):  # a switch is no rate
+            setattr(text, name, rate)
+    return config
 
 
 def e5_tokenizer(file: E5File, name: str) -> PreTrainedTokenizerFast:
@@ -334,13 +352,3 @@ def keep_weights(encoder: PreTrainedModel) -> PreTrainedModel:
     for part in (*encoder.modules(), *encoder.parameters(), *encoder.buffers()):
         part._is_hf_initialized = True
     return encoder
-
-
-def set_dropout(encoder: PreTrainedModel, rate: float) -> None:
-    """Set every dropout of an encoder, in its modules and in its configuration."""
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if hasattr(encoder.config, name):
-            setattr(encoder.config, name, rate)
-    for module in encoder.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = rate

@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..data.batches import Part, Row, row_sides
 from ..prediction.explaining import Explanation, piece_text
@@ -83,7 +84,7 @@ def attention_curves(logs: Mapping[str, Sequence[Mapping[str, float]]], label: s
     figure, sides = panels(9, 3.2, 2, sharex=True)
     titles = {
         "content_mass": "sharing layer: share of attention on content",
-        "uniform_gap": "token alignment: ln J - H, nats (only runs that have it)",
+        "uniform_gap": "token alignment: ln J - entropy, nats (only runs that have it)",
     }
     for axes, (name, title) in zip(sides, titles.items(), strict=True):
         for (run, log), colour, marker in zip(logs.items(), PALETTE, MARKERS, strict=False):
@@ -144,7 +145,7 @@ def attention_heatmaps(
 def tsne_scatter(frame: pd.DataFrame, scores: pd.DataFrame, examples: Sequence[str]) -> Figure:
     """Figure 5: sentence representations in two dimensions, before and after normalisation.
 
-    Colour stands for the language; some examples have a marker each, the others are faint dots.
+    Colour stands for the language; some examples have a marker each, the others are faint dots, as the legend says.
 
     Args:
         frame, scores: of ``tsne_frame`` and ``silhouettes`` in :mod:`~xsta_lib.prediction.explaining`.
@@ -170,6 +171,9 @@ def tsne_scatter(frame: pd.DataFrame, scores: pd.DataFrame, examples: Sequence[s
     for handle, name in entries:
         if name in names.values():
             handle.set_markerfacecolor("white")
+    if len(names) < frame["example"].nunique():
+        faint = Line2D([], [], color="black", linestyle="", marker="o", markersize=3, alpha=0.4, markeredgewidth=0)
+        entries.append((faint, "other examples"))
     figure.legend(*zip(*entries, strict=True), frameon=False, fontsize=8, loc="outside right center")
     return figure
 
@@ -199,11 +203,12 @@ def distribution_lines(found: Explanation, side: int = 0, around: int = 0) -> Fi
     """
     use_fonts()
     figure, (axes,) = panels(9, 3.2)
-    looks = {"target": ("black", "o"), "teacher": (BLUE, "s"), "calibrated": (VERMILION, "D")}
+    looks = {"target": ("black", "-", "o"), "calibrated": (VERMILION, "-", "D"), "teacher": (BLUE, "--", "s")}
     frame = pd.DataFrame({name: p[:, side] for name in looks if (p := getattr(found, name)) is not None})
     for name in frame:
-        colour, marker = looks[name]
-        axes.plot(frame[name], color=colour, marker=marker, markersize=3, linewidth=1, label=name)
+        colour, line, marker = looks[name]
+        marks = {"marker": marker, "markersize": 3} if around else {}  # on some 200 tokens they would hide the lines
+        axes.plot(frame[name], color=colour, linestyle=line, linewidth=1, label=name, **marks)
     axes.set_ylabel(f"p of the {('start', 'end')[side]}")
     if around:
         peak = int(frame["calibrated"].argmax())

@@ -1,6 +1,7 @@
 """Pictures of answer spans projected into translations: the table of methods, and one answer in several scripts."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 import seaborn
@@ -8,10 +9,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..data.files import home
 from ..data.squad import Question
+from ..experiments.projection import case, projection_table
 from ..translation.spans import Projection
 from .cases import EM, Column, mark_look
-from .style import DPI, panels, use_fonts
+from .style import DPI, panels, save, use_fonts
 
 KEY = {"gold": "gold (line below)", "calibrated": "projected (yellow)"}  # the marks of cases.py that are used here
 
@@ -62,3 +65,20 @@ def projection_picture(source: Question, targets: Mapping[str, tuple[Question, S
     axes.axis("off")
     axes.legend(handles=handles, ncols=2, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.012, 0))
     return figure
+
+
+def write_projection_figures(figures: Path | None = None) -> list[Path]:
+    """Draw the measured table as ``projection.png`` and the span model's answers as ``projection-scripts.png``.
+
+    Args:
+        figures: where they go, by default ``figures/``.
+
+    Raises:
+        TextError: nothing was measured, see :func:`~xsta_lib.experiments.projection.measure_all`.
+    """
+    figures = figures or home() / "figures"
+    table = projection_heatmap(projection_table(), "F1 of projected spans, XQuAD's other half")
+    return [
+        save(table, figures / "projection.png"),
+        save(projection_picture(*case()), figures / "projection-scripts.png"),
+    ]

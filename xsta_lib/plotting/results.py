@@ -5,6 +5,7 @@ The protocol of every number is printed beside it.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
-from ..data.files import home
+from ..data.files import BOX, home, read_json
 from ..data.folders import language_name
 from ..data.squad import Question
 from ..experiments.experiment import GAMMAS, LAYERS, backbone_tag, place_of, setting_of
@@ -20,6 +21,7 @@ from ..experiments.frames import (
     ALONE,
     FULL,
     LLM,
+    MACHINE,
     SYSTEMS,
     compared_systems,
     file_label,
@@ -33,9 +35,10 @@ from ..experiments.frames import (
     token_alignment_logs,
 )
 from ..experiments.inspection import attention_maps, inspected_label, read_cases, read_inspection
+from ..experiments.packing import SCORES
 from ..experiments.results import load_all_results, results_folder
 from ..experiments.significance import Difference
-from ..experiments.tables import average_with_interval, write_tables
+from ..experiments.tables import average_is_over, average_with_interval, write_tables
 from .cases import case_picture
 from .lessons import attention_curves, attention_heatmaps, tsne_scatter
 from .style import (
@@ -81,13 +84,15 @@ def _arms(value: float, low: float, high: float) -> list[list[float]]:
 def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     """F1 by language, one bar a system (means over seeds), and the average with its 95 % interval.
 
-    Intervals over seeds are black, those over questions grey: two kinds that do not compare. ``frame`` is a
+    Intervals over several seeds are black, those of one grey: two kinds that do not compare. ``frame`` is a
     :func:`~xsta_lib.experiments.frames.metrics_frame`; ablations and switches are left out.
     """
     part = compared_systems(frame[frame["dataset"] == dataset])
     colours = colours_of(systems(part))
     averages = {name: average_with_interval(part[part["system"] == name], dataset) for name in colours}
-    rows = [(name, "average", value) for name, (value, _, _) in averages.items()]
+    source = part["source_language"].iloc[0]
+    mean = f"average,\n{source} included" if source in set(part["language"]) else "average"
+    rows = [(name, mean, value) for name, (value, _, _) in averages.items()]
     shown = pd.concat([part[["system", "language", "f1"]], pd.DataFrame(rows, columns=["system", "language", "f1"])])
     languages = part["language"].nunique()
     figure, (axes,) = panels(max(7, max(0.95, 0.12 * len(colours)) * languages + 2), 3.6)
@@ -95,13 +100,13 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     several = part.groupby("system", sort=False)["seed"].nunique() > 1
     for name, bars in zip(colours, list(axes.containers), strict=True):
         place, (value, low, high) = bars[-1].get_x() + bars[-1].get_width() / 2, averages[name]
-        colour = "black" if several[name] else "0.55"
+        colour = "black" if several[name] else "0.35"
         axes.errorbar(place, value, _arms(value, low, high), color=colour, capsize=1.5, linewidth=0.8)
     axes.axvline(languages - 0.5, color="0.8", linewidth=1)
-    over = {(True, False): "seeds (black) or questions (grey)", (True,): "seeds", (False,): "questions"}
-    kinds = tuple(kind for kind in (True, False) if kind in set(several))
+    over = dict.fromkeys((several[name], average_is_over(part[part["system"] == name], dataset)) for name in colours)
+    told = [text + (" (black)" if seeds else " (grey)") * (len(over) > 1) for seeds, text in over]
     axes.set(ylabel="F1 (%)", title=f"F1 by language: {dataset} (protocol {part['protocol'].iloc[0]})")
-    axes.set_xlabel(f"95 % intervals of the average over {over[kinds]}", fontsize="small")
+    axes.set_xlabel(f"95 % intervals of the average over {' or '.join(told)}", fontsize="small")
     legend(axes, **BESIDE)
     return figure
 
@@ -119,8 +124,9 @@ def source_target_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     grouped_bars(axes, part.assign(side=sides), "side", "f1", "system", colours)
     by_seed = part.assign(side=sides).groupby(["system", "side", "seed"], observed=True)["f1"].mean()
     for name, bars in zip(colours, axes.containers, strict=True):
-        for bar, side in zip(bars, names, strict=True):
-            middle, values = bar.get_x() + bar.get_width() / 2, by_seed[name].get(side, by_seed[:0])
+        for bar in bars:  # of a side that has no questions there is none
+            middle = bar.get_x() + bar.get_width() / 2
+            values = by_seed[name].get(names[round(middle)], by_seed[:0])
             if len(values) > 1:
                 axes.plot([middle] * len(values), values, ".", color="black", markersize=4)
             if len(values):
@@ -132,8 +138,13 @@ def source_target_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     return figure
 
 
-def difference_points(found: Mapping[str, Difference], title: str) -> Figure:
-    """Differences of F1 with their 95 % intervals, one below the other; those whose interval holds 0 are hollow."""
+def difference_points(found: Mapping[str, Difference], title: str, over: str = "questions") -> Figure:
+    """Differences of F1 with their 95 % intervals, one below the other; those whose interval holds 0 are hollow.
+
+    Args:
+        found: by name.
+        title, over: what the axis' title and its label say, the latter of what was resampled.
+    """
     figure, (axes,) = panels(7, 0.9 + 0.3 * max(1, len(found)))
     for place, one in enumerate(found.values()):
         face = "white" if one.low <= 0 <= one.high else BLUE
@@ -141,7 +152,7 @@ def difference_points(found: Mapping[str, Difference], title: str) -> Figure:
         axes.errorbar(one.value, place, xerr=ends, fmt="o", color=BLUE, markerfacecolor=face, capsize=2, linewidth=1)
     axes.axvline(0, color="0.6", linewidth=1, zorder=0)
     axes.set_yticks(range(len(found)), list(found))
-    axes.set(xlabel="difference of F1, 95 % interval over questions", ylim=(len(found) - 0.5, -0.5))
+    axes.set(xlabel=f"difference of F1, 95 % interval over {over}", ylim=(len(found) - 0.5, -0.5))
     axes.set_title(title, fontsize="medium")
     return figure
 
@@ -184,19 +195,32 @@ def reading_bars(
     return figure
 
 
+def write_reader_figure(figures: Path | None = None) -> Path:
+    """Draw the scores that lie beside the reader in the box as ``reader.png``, by default in ``figures/``."""
+    metrics = read_json(BOX / SCORES)["metrics"]["xquad"]
+    title = "The reader in the box: half of XQuAD, 578 questions a language"
+    return save(reading_bars(metrics, title), (figures or home() / "figures") / "reader.png")
+
+
 def _sweep(
     title: str, frame: pd.DataFrame, names: Sequence[str], protocol: str, seeds: pd.DataFrame, full: float
 ) -> Figure:
     """A line for each of the named columns over the frame's index, in panels of their own if of two data sets.
 
-    At the place ``full``, the full method with other seeds than the drawn one, as hollow markers.
+    Runs of several machines have a line and a marker each, for between machines more differs than the value. At the
+    place ``full``, the full method with other seeds than the drawn one, as hollow markers.
     """
     apart = len({name.removesuffix(ALONE) for name in names}) > 1
     figure, sides = panels(8 if apart else 5, 3.2, len(names) if apart else 1)
-    for axes, name, colour, marker in zip(sides * len(names), names, PALETTE, MARKERS, strict=False):
-        axes.plot(frame.index, frame[name], color=colour, marker=marker, label=name)
+    machines = dict(list(frame.groupby(MACHINE, sort=False)))
+    for number, (axes, name, colour) in enumerate(zip(sides * len(names), names, PALETTE, strict=False)):
+        marker_of = dict(zip(machines, cycle(MARKERS[number::2]), strict=False))
+        for machine, part in machines.items():
+            label = f"{name}, {machine}" if len(machines) > 1 else name
+            axes.plot(part.index, part[name], color=colour, marker=marker_of[machine], label=label)
         if name in seeds:
             others = seeds[name].drop(seeds.index.min())
+            marker = marker_of.get(frame[MACHINE].get(full), MARKERS[number])
             axes.plot([full] * len(others), others, marker, color=colour, markerfacecolor="none", zorder=1)
     for axes in sides:
         axes.set(xlabel=frame.index.name, ylabel="F1 (%)", xticks=frame.index)
@@ -205,6 +229,7 @@ def _sweep(
             axes.set_ylim((low + high - LEAST_RANGE) / 2, (low + high + LEAST_RANGE) / 2)
         legend(axes)
     run = (f", seed {seeds.index.min()}" if len(seeds) else "") + ("; hollow: other seeds" if len(seeds) > 1 else "")
+    run += "; a line a machine" if len(machines) > 1 else ""
     figure.suptitle(f"{title}\n(protocol {protocol}{run})", fontsize="medium")
     return figure
 
@@ -336,7 +361,7 @@ def write_figures(protocol: str, folder: Path | None = None, figures: Path | Non
         label = protocol_label(results[0])
         drawn = _result_figures(results, label)
         config = results[0]["config"]
-        if setting_of(config) == backbone_tag(protocol, config["backbone"]):  # other settings are not inspected
+        if setting_of(config) == backbone_tag(config["backbone"]):  # other settings are not inspected
             drawn |= _inspection_figures(protocol, folder, config["backbone"])
         written += [save(figure, figures / f"{picture}-{name}.png") for picture, figure in drawn.items()]
         written += write_tables(results, protocol, folder)

@@ -1,6 +1,6 @@
 """What a reader gives back: an answer with its place, its alternatives, and how a notebook shows it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -10,6 +10,18 @@ from .predictor import Span
 MARKED = "background: rgba(255, 196, 0, .55); border-radius: 3px; padding: 0 2px"
 FAINT = "background: rgba(255, 196, 0, .16); border-radius: 3px; padding: 0 2px"
 FRAME = "border: 1px solid rgba(128, 128, 128, .4); border-radius: 6px; padding: 8px 12px; max-width: 60em"
+
+
+class LeftOut(UserWarning):
+    """What was cut or not used; ``str`` says it in a line.
+
+    Args:
+        found: by what was left out, such as ``"questions are cut after 64 tokens"``, the texts of these questions.
+    """
+
+    def __init__(self, found: Mapping[str, Sequence[str]]):
+        self.found = found
+        super().__init__("; ".join(f"{len(texts)} {what}, first: {texts[0][:60]!r}" for what, texts in found.items()))
 
 
 @dataclass(frozen=True)

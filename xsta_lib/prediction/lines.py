@@ -14,6 +14,7 @@ from typing import TextIO
 from tqdm.auto import tqdm
 
 from ..data.files import check_text, is_blank, once, read_text
+from .answers import LeftOut
 
 TOGETHER = 64  # questions that are answered before their lines are written
 NEEDED = ("question", "context")
@@ -177,7 +178,7 @@ def answer_lines(
     weights: str = "",
     **options,
 ) -> None:
-    """Answer questions in order, each a JSON line, with a bar.
+    """Answer questions in order, each a JSON line, with a bar; what was left out of all of them is said at the end.
 
     Args:
         requests: as :func:`read_requests` gives them.
@@ -199,12 +200,13 @@ def answer_lines(
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
         file = output.open("a", encoding="utf-8", newline="\n") if output else sys.stdout
+    left: dict[str, list[str]] = {}
     try:
         reader = open_reader()
         with tqdm(total=len(requests), initial=done, desc="answering", unit="question") as bar:
             for low in range(done, len(requests), TOGETHER):
                 part = requests[low : low + TOGETHER]
-                answers = _answers(reader, part, language, options | {"n_best": n_best})
+                answers = _answers(reader, part, language, options | {"n_best": n_best}, left)
                 with _naming(output):
                     for request, answer, digest in zip(part, answers, digests[low:], strict=False):
                         line = _about(request, model) | answer.to_dict() | {"digest": digest}
@@ -213,20 +215,30 @@ def answer_lines(
                     file.flush()
                 bar.update(len(part))
     finally:
+        if left:
+            warnings.warn(LeftOut(left), stacklevel=2)
         if output:
             with _naming(output):
                 file.close()
 
 
-def _answers(reader, part: Sequence[dict], language: str | None, options: dict) -> list:
-    """The reader's answers to some questions, in order."""
+def _answers(reader, part: Sequence[dict], language: str | None, options: dict, left: dict[str, list[str]]) -> list:
+    """The reader's answers to some questions, in order; what is left out joins ``left``, and is no warning yet."""
     questions, contexts = ([request[key] for request in part] for key in NEEDED)
     languages = [request.get("language", language) for request in part]
     sources = [
         (request["source_question"], request["source_context"]) if "source_question" in request else None
         for request in part
     ]
-    return reader.answer(questions, contexts, languages, sources if any(sources) else None, **options)
+    with warnings.catch_warnings(record=True, action="always", category=LeftOut) as caught:
+        answers = reader.answer(questions, contexts, languages, sources if any(sources) else None, **options)
+    for said in caught:
+        if not isinstance(said.message, LeftOut):
+            warnings.warn_explicit(said.message, said.category, said.filename, said.lineno)
+            continue
+        for what, texts in said.message.found.items():
+            left.setdefault(what, []).extend(texts)
+    return answers
 
 
 def as_json(values: dict, file: TextIO) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
@@ -11,12 +10,9 @@ from ..data.files import read_json
 from ..data.folders import OPTIONS, READ, TRANSLATE_TEST, file_name
 from ..data.library import Library
 from ..data.squad import Answer, CorpusError, Question, name_first, write_squad
-from .engines import Engine
-from .spans import Projection, Row
+from .engines import Engine, open_engine
+from .spans import Projection, Projector, Row
 from .translator import Translator
-
-if TYPE_CHECKING:
-    from .spans import Projector
 
 TOGETHER = 64  # rows that are projected at a time
 SHOWN = 3  # rows in a report
@@ -56,8 +52,8 @@ class Made:
 def translate_training(
     folder: Path,
     targets: Sequence[str],
-    engine: Engine,
-    projector: "Projector",
+    engine: Engine | str,
+    projector: Projector | None = None,
     source: str = "en",
     threshold: float | None = None,
     back: bool = False,
@@ -72,8 +68,8 @@ def translate_training(
     Args:
         folder: holds the source file.
         targets: ISO 639 codes.
-        engine: see :func:`~.engines.open_engine`.
-        projector: finds the spans.
+        engine: one, or its name (see :func:`~.engines.open_engine`), which is opened when all else has been checked.
+        projector: finds the spans; by default the one in the box.
         source: language of the training file.
         threshold: the smallest confidence that is kept; by default the projector's.
         back: write ``back.<target>.json`` too, the training file translated back; where ``train.<target>.json`` is
@@ -85,7 +81,8 @@ def translate_training(
         What was written, file after file, each when it is done.
 
     Raises:
-        ValueError: a file is there already, or a target is the source. CorpusError: the source file cannot be read.
+        ValueError: a file is there already, a target is the source, or there is no such engine. CorpusError: the source
+        file cannot be read. LanguageError: the engine is not for all of the languages. All these come at once; later
         EngineError: the engine fails; what it translated is kept.
     """
     if source in targets or not targets:
@@ -97,19 +94,23 @@ def translate_training(
     _refuse_present([folder / file_name("back", target) for target in targets if back], overwrite)
     library = Library(folder)
     questions = [] if all(made.values()) else library.read(Path(file_name("train", source)), **OPTIONS["train"])
+    engine = open_engine(engine) if isinstance(engine, str) else engine
+    pairs = [(source, target) for target in targets if not made[target]]
+    pairs += [(target, source) for target in targets if back]
+    translators = {pair: Translator(engine, *pair, progress=progress) for pair in pairs}
+    projector = projector or Projector()
     limit = projector.threshold if threshold is None else threshold
 
     def run() -> Iterator[Made]:
-        """All files, one after the other; what is refused above is refused before the first."""
+        """All files, one after the other."""
         for target, path in paths.items():
             if not made[target]:
-                translator = Translator(engine, source, target, progress=progress)
-                yield _write_training(questions, translator, projector, limit, path, folder)
+                yield _write_training(questions, translators[source, target], projector, limit, path, folder)
             if back:
                 name = file_name("train", target)
                 there = library.read(Path(name), **OPTIONS["train"], repeats="first")
-                translator = Translator(engine, target, source, progress=progress)
-                yield _write_texts(there, translator, folder / file_name("back", target), folder / name)
+                to = folder / file_name("back", target)
+                yield _write_texts(there, translators[target, source], to, folder / name)
 
     return run()
 
@@ -117,7 +118,7 @@ def translate_training(
 def translate_test(
     folder: Path,
     languages: Sequence[str],
-    engine: Engine,
+    engine: Engine | str,
     target: str = "en",
     overwrite: bool = False,
     progress: bool = True,
@@ -140,8 +141,10 @@ def translate_test(
     library, names = Library(folder), {language: file_name("test", language) for language in languages}
     options = OPTIONS[TRANSLATE_TEST] | {"repeats": "first"}
     files = {language: library.read(Path(name), **options) for language, name in names.items()}
+    engine = open_engine(engine) if isinstance(engine, str) else engine
+    translators = {language: Translator(engine, language, target, progress=progress) for language in languages}
     return (
-        _write_texts(files[language], Translator(engine, language, target, progress=progress), path, folder / name)
+        _write_texts(files[language], translators[language], path, folder / name)
         for (language, name), path in zip(names.items(), paths.values(), strict=True)
     )
 
@@ -160,7 +163,7 @@ def _refuse_present(paths: Sequence[Path], overwrite: bool) -> None:
 def _write_training(
     questions: Sequence[Question],
     translator: Translator,
-    projector: "Projector",
+    projector: Projector,
     threshold: float,
     path: Path,
     folder: Path,

@@ -13,14 +13,15 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 import langcodes
 import torch
 
-from ..data.files import without_secrets
+from ..data.files import weights_key, without_secrets
 from ..data.folders import language_name
-from ..encoders.backbones import load_translator
+from ..encoders.backbones import load_translator, local_path
 from ..encoders.checks import max_window
 from ..prediction.server import TOGETHER, AskingError, ask, open_client
 from ..training.machine import has_bf16
@@ -34,6 +35,8 @@ PATIENCE, TIMEOUT = 600.0, "XSTA_TRANSLATE_TIMEOUT"  # seconds that a program ha
 LONGEST_PATIENCE = 1_000_000  # seconds
 MOST_BYTES, MOST_TIMES = 1_000_000, 100  # a program's output: so many bytes, and so many for each that it reads
 SAID = 4096  # bytes at the end of what a program complains of
+SCRIPTS = (".py", ".sh", ".pl", ".rb", ".js", ".jar")  # what an interpreter runs is part of the program
+CUT = ("length", "content_filter")  # why a language model's answer is not whole
 ANSWER_TOKENS = 1024  # of a language model, for one sentence
 _THOUGHT = re.compile(r"\A\s*<think>.*?(</think>|\Z)", re.DOTALL)  # of servers that do not part it from the answer
 NEAR = 5  # langcodes' distance between tags that stand for one language: nob for no has 1, Malay for Indonesian 14
@@ -65,14 +68,19 @@ class Engine(Protocol):
     """Texts in, texts out.
 
     Attributes:
-        name: as the user wrote it, without secrets; caches and files bear it.
+        name: as the user wrote it, without secrets; messages and files bear it.
+        key: what its translations are kept under: the name, and for what lies on this machine its place and content.
         licence: of the model, where it is known; a condition on what it makes may follow from it.
         chunk: so many texts are best handed over at once.
     """
 
     name: str
+    key: str
     licence: str | None
     chunk: int
+
+    def check(self, source: str, target: str) -> None:
+        """Refuse, with a LanguageError, a pair of languages that it is known not to translate."""
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> list[str]:
         """The translations, in order and as many; one is empty where the engine has none.
@@ -131,6 +139,8 @@ class HuggingFaceEngine:
 
     def __init__(self, name: str):
         self.name, model_name = name, name.partition(":")[2].strip()
+        folder = local_path(model_name)
+        self.key = f"hf:{folder.resolve()} {weights_key(folder)}" if folder else name
         self.model, self.tokenizer = load_translator(model_name)
         self.kind = self.model.config.model_type
         if self.kind not in LANGUAGE_TOKENS:
@@ -141,6 +151,10 @@ class HuggingFaceEngine:
         self.model.to(device(), torch.bfloat16 if device().type == "cuda" and has_bf16(device()) else torch.float32)
         self.chunk = 128 if device().type == "cuda" else 16
         self.limit = max_window(self.model, self.tokenizer) - 4  # of one sentence; the rest is for special tokens
+
+    def check(self, source: str, target: str) -> None:
+        """See :class:`Engine`."""
+        self._direction(source, target)
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> list[str]:
         """See :class:`Engine`. A text that is too long for the model is translated in parts."""
@@ -265,9 +279,25 @@ class CommandEngine:
             raise ValueError(f"{self.name}: {error}; mend its quotes") from None
         if not shutil.which(self.words[0]):
             raise ValueError(f"{self.name}: there is no program {self.words[0]!r}; install it, or give its path")
+        scripts = [word for word in self.words[1:] if word.endswith(SCRIPTS) and os.path.isfile(word)]
+        files = [Path(word).resolve() for word in (shutil.which(self.words[0]), *scripts)]
+        self.key = " ".join([self.name, *(f"{path} {weights_key(path)}" for path in files)])
+
+    def check(self, source: str, target: str) -> None:
+        """See :class:`Engine`. The first pair is the one of a program whose arguments name no language."""
+        self._filled(source, target)
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> list[str]:
         """See :class:`Engine`. Line breaks in a text become spaces."""
+        words = self._filled(source, target)
+        lines = [" ".join(text.split()) for text in texts]
+        found = self._run(words, lines) if lines else []
+        if len(found) != len(lines):
+            self._refuse(words, lines, len(found))
+        return [line.strip() for line in found]
+
+    def _filled(self, source: str, target: str) -> list[str]:
+        """The program and its arguments for two languages."""
         codes = {"source": source, "target": target}
 
         def filled(match: re.Match) -> str:
@@ -281,11 +311,7 @@ class CommandEngine:
                 raise LanguageError(
                     f"{fault}; write {{source}} and {{target}} ({{source3}}, {{target3}}) in its arguments"
                 )
-        lines = [" ".join(text.split()) for text in texts]
-        found = self._run(words, lines) if lines else []
-        if len(found) != len(lines):
-            self._refuse(words, lines, len(found))
-        return [line.strip() for line in found]
+        return words
 
     def _refuse(self, words: list[str], lines: list[str], count: int) -> None:
         """Find the line of which the program makes another number of lines, by halves, and name it."""
@@ -369,13 +395,17 @@ class LanguageModelEngine:
         rest = name.partition(":")[2]
         before = re.search("@(?=https?://)", rest, re.IGNORECASE)  # what comes first: an address may hold one too
         at = before.start() if before else max(rest.rfind("@"), 0)
-        self.name, self.model, url = name, rest[:at], rest[at + 1 :]
+        self.name = self.key = name
+        self.model, url = rest[:at], rest[at + 1 :]
         if not self.model:
             raise ValueError(f"{name!r} lacks the model or the address; write llm:MODEL@http://localhost:8000/v1")
         try:
             self.client = open_client(url, **client)
         except ValueError as error:
             raise ValueError(_in_our_words(error)) from None
+
+    def check(self, source: str, target: str) -> None:
+        """See :class:`Engine`. What a language model knows is not known."""
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> list[str]:
         """See :class:`Engine`. What the model refuses, or does not bring to an end, is empty; its thoughts go."""
@@ -386,7 +416,7 @@ class LanguageModelEngine:
                 replies = list(pool.map(lambda prompt: ask(self.client, self.model, prompt, ANSWER_TOKENS), prompts))
         except AskingError as error:
             raise EngineError(_in_our_words(error)) from None
-        whole = [reply["answer"] if reply["finish"] in ("stop", None) else "" for reply in replies]
+        whole = ["" if reply["finish"] in CUT else reply["answer"] for reply in replies]
         return [" ".join(_THOUGHT.sub("", answer).split()) for answer in whole]
 
 

@@ -84,11 +84,15 @@ class Translator:
         source, target: ISO 639 codes.
         keep: keep translations in the folder ``XSTA_CACHE`` for later runs; else they last as long as this object.
         progress: show a bar.
+
+    Raises:
+        LanguageError: the engine is not for these languages.
     """
 
     def __init__(self, engine: Engine, source: str, target: str, keep: bool = True, progress: bool = True):
         self.engine, self.source, self.target, self.progress = engine, source, target, progress
-        self.pair = (engine.name, source, target)
+        engine.check(source, target)
+        self.pair = (engine.key, source, target)
         self.kept = Kept(cache_folder("translations") / "sentences.sqlite" if keep else None)
         self.known: dict[str, str] = {}
 
