@@ -202,11 +202,7 @@ def train_experiment(
     folder, digest, weights = run_folder(exp), data.digest(), backbone_key(exp.backbone)
     key = f"{digest} {data.selection()} {weights}".rstrip()
     if ranks.agreed(is_trained(exp)):
-        result = TrainingResult(**read_json(folder / "training.json"))
-        if result.data not in (key, digest):  # older versions kept the digest alone
-            now = f"{exp.protocol} has now" + (f", or with other weights than {exp.backbone} has" if weights else "")
-            raise ValueError(f"{folder}: made with other questions than {now}; delete it to train anew")
-        return (*load_run(exp), result)
+        return _trained(exp, (key, digest), weights)  # older versions kept the digest alone
     if ranks.rank() == 0:
         shutil.rmtree(folder / "predictions", ignore_errors=True)  # of another model, if any
     model, tokenizer = started_model(exp, data, progress)
@@ -242,6 +238,18 @@ def train_experiment(
         shutil.rmtree(folder / "stages", ignore_errors=True)  # what they left is in the model now
     ranks.wait()
     return model, tokenizer, result
+
+
+def _trained(
+    exp: Experiment, keys: Sequence[str], weights: str
+) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase, TrainingResult]:
+    """What :func:`train_experiment` left, if its data has one of some keys."""
+    folder = run_folder(exp)
+    result = TrainingResult(**read_json(folder / "training.json"))
+    if result.data not in keys:
+        now = f"{exp.protocol} has now" + (f", or with other weights than {exp.backbone} has" if weights else "")
+        raise ValueError(f"{folder}: made with other questions than {now}; delete it to train anew")
+    return (*load_run(exp), result)
 
 
 def is_trained(exp: Experiment) -> bool:

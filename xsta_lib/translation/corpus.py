@@ -85,9 +85,7 @@ def translate_training(
         file cannot be read. LanguageError: the engine is not for all of the languages. All these come at once; later
         EngineError: the engine fails; what it translated is kept.
     """
-    if source in targets or not targets:
-        raise ValueError(f"--to is {' '.join(targets) or 'empty'}: give other languages than the source, {source!r}")
-    _check_codes([*targets, source])
+    _check_languages(source, targets)
     paths = {target: folder / file_name("train", target) for target in targets}
     made = {target: back and not overwrite and path.is_file() for target, path in paths.items()}
     _refuse_present([path for target, path in paths.items() if not made[target]], overwrite)
@@ -107,10 +105,8 @@ def translate_training(
             if not made[target]:
                 yield _write_training(questions, translators[source, target], projector, limit, path, folder)
             if back:
-                name = file_name("train", target)
-                there = library.read(Path(name), **OPTIONS["train"], repeats="first")
-                to = folder / file_name("back", target)
-                yield _write_texts(there, translators[target, source], to, folder / name)
+                there = library.read(Path(path.name), **OPTIONS["train"], repeats="first")
+                yield _write_texts(there, translators[target, source], folder / file_name("back", target), path)
 
     return run()
 
@@ -147,6 +143,12 @@ def translate_test(
         _write_texts(files[language], translators[language], path, folder / name)
         for (language, name), path in zip(names.items(), paths.values(), strict=True)
     )
+
+
+def _check_languages(source: str, targets: Sequence[str]) -> None:
+    if source in targets or not targets:
+        raise ValueError(f"--to is {' '.join(targets) or 'empty'}: give other languages than the source, {source!r}")
+    _check_codes([*targets, source])
 
 
 def _check_codes(languages: Sequence[str]) -> None:
