@@ -92,7 +92,7 @@ def translate_training(
     _refuse_present([folder / file_name("back", target) for target in targets if back], overwrite)
     library = Library(folder)
     questions = [] if all(made.values()) else library.read(Path(file_name("train", source)), **OPTIONS["train"])
-    engine = open_engine(engine) if isinstance(engine, str) else engine
+    engine = open_engine(engine)
     pairs = [(source, target) for target in targets if not made[target]]
     pairs += [(target, source) for target in targets if back]
     translators = {pair: Translator(engine, *pair, progress=progress) for pair in pairs}
@@ -137,7 +137,7 @@ def translate_test(
     library, names = Library(folder), {language: file_name("test", language) for language in languages}
     options = OPTIONS[TRANSLATE_TEST] | {"repeats": "first"}
     files = {language: library.read(Path(name), **options) for language, name in names.items()}
-    engine = open_engine(engine) if isinstance(engine, str) else engine
+    engine = open_engine(engine)
     translators = {language: Translator(engine, language, target, progress=progress) for language in languages}
     return (
         _write_texts(files[language], translators[language], path, folder / name)

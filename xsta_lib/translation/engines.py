@@ -94,8 +94,8 @@ class Engine(Protocol):
         """
 
 
-def open_engine(name: str) -> Engine:
-    """The engine of a name: ``hf:MODEL``, ``command:PROGRAM ARGUMENTS`` or ``llm:MODEL@URL``.
+def open_engine(name: str | Engine) -> Engine:
+    """The engine of a name: ``hf:MODEL``, ``command:PROGRAM ARGUMENTS`` or ``llm:MODEL@URL``; an engine is its own.
 
     In the arguments of a program ``{source}`` and ``{target}`` become the languages' codes as they are given,
     ``{source3}`` and ``{target3}`` those of three letters. Keys, tokens and passwords among them are used, but not kept
@@ -104,6 +104,8 @@ def open_engine(name: str) -> Engine:
     Raises:
         ValueError: no such kind, model, program or address; the message has the remedy.
     """
+    if not isinstance(name, str):
+        return name
     kind, _, rest = name.partition(":")
     engines = {"hf": HuggingFaceEngine, "command": CommandEngine, "llm": LanguageModelEngine}
     if kind not in engines or not rest.strip():
