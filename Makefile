@@ -10,17 +10,18 @@ export MALLOC_TRIM_THRESHOLD_ = 68719476736
 
 .PHONY: demo test lab check notebooks reader grids more-grids bench spanish gpu clean
 
+# setuptools warns of every editable installation: nothing that a stranger can act on.
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv (a few minutes the first time; 2 GB, several more with torch's default CUDA build) ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebooks,test]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebooks,test]"
 	@touch $@
 
 # The trained reader answers, another one is trained for some steps, the notebooks run; all goes to runs/. Two notebooks run
 # at a time, each on half of the cores: a third of their time is imports, which take one core.
 demo: .venv/.ready
-	@echo "6 to 8 minutes on 2 cores, up to 5 GiB of memory, 1 GB of disk in runs/; tracked files stay as they are."
+	@echo "6 to 12 minutes on 2 cores, up to 5 GiB of memory, 1 GB of disk in runs/; tracked files stay as they are."
 	$(BIN)/xsta demo
 	@mkdir -p runs/notebooks
 	@printf '%s\n' $(LESSONS) | OMP_NUM_THREADS=$$((($$(nproc) + 1) / 2)) xargs -P 2 -I NAME sh -c 'echo "running NAME"; \
@@ -68,7 +69,7 @@ more-grids: .venv/.ready
 # It writes the records in benchmarks/results/ anew; without parallel's files the first part measures demo, in another file.
 bench: .venv/.ready
 	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/method_cost.py --rounds 4 --rows 8
+	$(BIN)/python benchmarks/method_cost.py
 
 # A reader for Spanish from English files, by Apertium (apt install apertium-eng-spa) and by people's pairs: half an hour of
 # translating and answering on one core, then five trainings of 300 steps, half an hour each; data: xsta download parallel.

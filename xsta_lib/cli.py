@@ -67,14 +67,15 @@ def _demo(args: argparse.Namespace) -> None:
     from .training.machine import peak_memory_bytes
 
     place, test = runs_folder(), load_protocol("demo").tests[0]
-    need = "2 to 4 minutes on 2 cores, up to 4 GiB of memory, 1 GB of disk"
+    need = "2 to 5 minutes on 2 cores, up to 4 GiB of memory, 1 GB of disk"
     print(f"A trained reader answers, then another one is trained for some steps: {need} in {place}", flush=True)
     require_space(place, DEMO_BYTES)
     reader = Reader()
     english = {question.id: question for question in test.source}
     for language, (question, *_) in test.questions.items():
         source = english[question.id]
-        answer = reader.answer(question.question, question.context, language, (source.question, source.context))
+        beside = None if language == test.source_language else (source.question, source.context)
+        answer = reader.answer(question.question, question.context, language, beside)
         gold = " | ".join(question.golds)
         print(f"{language}: {question.question} -> {answer.text} (gold: {gold}; score {answer.score:.2f})", flush=True)
     _score_reader(reader, test, place / "figures" / "demo-reader.png")
