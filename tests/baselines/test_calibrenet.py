@@ -1,5 +1,6 @@
 """CalibreNet (after the abstract of Liang et al., 2021): the marked span, its noise, recovered edges, unseen folds."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from xsta_lib.baselines.calibrenet import (
     CalibreNetConfig,
     CalibreNetForQuestionAnswering,
     CalibreTrainer,
-    FoldAnswers,
     PhraseEdges,
     answered_windows,
     fold_of,
+    fold_spans,
     initial_spans,
     moved,
 )
@@ -172,7 +173,7 @@ def test_fine_tuning_marks_unseen_answers_and_moved_gold(backbone: Path) -> None
     answers = answered_windows(model.base, tokenizer, windows, np.arange(len(windows)))
     assert (answers[:, 0] >= windows.context_start).all() and (answers[:, 1] < windows.length - 1).all()
     assert answered_windows(model.base, tokenizer, windows, np.array([3, 1])).tolist() == answers[[3, 1]].tolist()
-    spans, rng, asked = FoldAnswers(windows, contexts, answers), np.random.default_rng(0), 0
+    spans, rng, asked = partial(fold_spans, windows, contexts, answers), np.random.default_rng(0), 0
     for _ in range(40):
         for index in range(len(windows)):
             gold, marked = spans(Row(0, index, -1), rng)

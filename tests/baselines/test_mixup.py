@@ -26,10 +26,6 @@ def test_layer_and_loss(kind: str) -> None:
     compare.mixup_loss(kind)
 
 
-def test_gold_probability() -> None:
-    compare.gold_probability()
-
-
 def back_translated(data: ProtocolData) -> ProtocolData:
     """The same data with English translated back: other words, no answers, one question missing."""
     found = [Question(q.id, q.question, "back " + q.context, ()) for q in data.parallel["de"][1:]]
