@@ -4,22 +4,19 @@ Trans-train reads source and target windows one by one, the others read them as 
 tokens. Methods take turns in every round; the medians and the ratios to trans-train of the same round are printed and
 written to ``benchmarks/results/method-cost-<machine>.json``. Trans-train against itself shows the noise.
 
-    python benchmarks/method_cost.py [--rounds 5] [--rows 16] [--device cpu]
+    python benchmarks/method_cost.py [--rounds 4] [--rows 8] [--device cpu]
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from accelerate.utils import send_to_device
+from throughput import RESULTS, machine_name, write_record
 
 from xsta_lib.baselines.mixup import MixupConfig, MixupForQuestionAnswering
 from xsta_lib.data.batches import Part, collate, rows_of
-from xsta_lib.data.files import write_text_atomically
 from xsta_lib.data.protocols import load_protocol
 from xsta_lib.data.windows import build_windows, pair_windows
 from xsta_lib.encoders.backbones import load_tokenizer
@@ -32,7 +29,6 @@ from xsta_lib.training.machine import has_bf16
 from xsta_lib.training.passes import Passes
 from xsta_lib.training.trainer import make_optimizer
 
-RESULTS = Path(__file__).resolve().parent / "results"
 CONFIGS = {
     "trans-train": XStaConfig.plain(),
     "x-mixup": MixupConfig(),
@@ -43,12 +39,12 @@ CONFIGS = {
 }
 
 
-def pair_batch(tokenizer, rows: int, language: str = "de") -> dict:
+def pair_batch(tokenizer, rows: int) -> dict:
     """One batch of English-German pairs of the embedded corpus."""
     data = load_protocol("demo")
     source = build_windows(data.parallel_source, tokenizer)
-    target = build_windows(data.parallel[language], tokenizer)
-    parts = [Part(language, target, source, pair_windows(target, source, by_answer=True))]
+    target = build_windows(data.parallel["de"], tokenizer)
+    parts = [Part("de", target, source, pair_windows(target, source, by_answer=True))]
     return collate(parts, rows_of(parts)[:rows], tokenizer.pad_token_id)
 
 
@@ -102,8 +98,7 @@ class Bench:
         self._sync()
         began = time.perf_counter()
         with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bf16):
-            wanted = ("input_ids", "attention_mask", "language") + (("source",) if self.pairs else ())
-            inputs = {name: self.batch[name] for name in wanted}
+            inputs = {name: self.batch[name] for name in ("input_ids", "attention_mask", "language")}
             if self.pairs:
                 inputs["source"] = {name: self.batch["source"][name] for name in ("input_ids", "attention_mask")}
             self.passes(**inputs)
@@ -132,8 +127,8 @@ def measure(name: str, backbone: str, batch: dict, device: str, rounds: int) -> 
 def main() -> None:
     """Run the rounds, print a line a method, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--backbone", default="e5-small-q4")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -151,10 +146,7 @@ def main() -> None:
         "methods": methods,
         "provenance": provenance(),
     }
-    machine = f"cpu-{platform.machine()}" if args.device == "cpu" else torch.cuda.get_device_name().replace(" ", "-")
-    path = RESULTS / f"method-cost-{machine}.json"
-    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
-    print(path.name)
+    write_record(record, RESULTS / f"method-cost-{machine_name(args.device)}.json")
 
 
 if __name__ == "__main__":

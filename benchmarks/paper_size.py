@@ -134,10 +134,10 @@ def repeat(step: Callable[[], None], steps: int, device: str) -> float:
 
 def run(args: argparse.Namespace) -> dict:
     """All measurements as one record."""
-    tokenizer = load_tokenizer(args.backbone)
-    parts = training_parts(experiment("demo", "x-sta"), load(args.protocol), tokenizer)
+    tokenizer, data = load_tokenizer(args.backbone), load(args.protocol)
+    parts = training_parts(experiment("demo", "x-sta"), data, tokenizer)
     config = {"vocab_size": len(tokenizer)}
-    record = {"rows": args.rows, "length": PLAIN_LENGTH, "protocol": args.protocol}
+    record = {"rows": args.rows, "length": PLAIN_LENGTH, "protocol": data.name}
     record["trainer"] = measure_trainer(args.device, config, parts, args.rows, args.steps)
     record |= measure_utilisation(args.device, {}, args.rows, PLAIN_LENGTH, args.steps, not args.no_compile)
     return record | {"provenance": provenance()}

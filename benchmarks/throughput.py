@@ -45,20 +45,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PLAIN_LENGTH = 384
 
 
-def matmul_rate(device: torch.device | str = "cpu", size: int | None = None, rounds: int = 5) -> float:
-    """Floating point operations a second of large square matrix products, the best of some, in the training precision.
-
-    Args:
-        device: where.
-        size: rows and columns; by default 2048 on a CPU and 8192 on a GPU.
-        rounds: how many products are timed.
-    """
-    device = torch.device(device)
-    size = size or (2048 if device.type == "cpu" else 8192)
+def matmul_rate(device: torch.device) -> float:
+    """Floating point operations a second of large square products in the training precision, the best of five."""
+    size = 2048 if device.type == "cpu" else 8192
     dtype = torch.bfloat16 if has_bf16(device) else torch.float32
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
-    for _ in range(rounds + 1):  # the first one warms up
+    for _ in range(6):  # the first one warms up
         began = time.perf_counter()
         left @ right
         if device.type == "cuda":

@@ -50,6 +50,16 @@ def questions(language: str, ids: list[str], prefix: str = "") -> list[Question]
     ]
 
 
+def entry(key: object, *answers: tuple[str, object], question: str = "?") -> dict:
+    """One item of a SQuAD file's ``qas``."""
+    return {"id": key, "question": question, "answers": [{"text": t, "answer_start": s} for t, s in answers]}
+
+
+def document(context: str, *entries: dict, title: str = "T") -> dict:
+    """A SQuAD document of one paragraph."""
+    return {"data": [{"title": title, "paragraphs": [{"context": context, "qas": list(entries)}]}]}
+
+
 def write_published(folder: Path) -> None:
     """Write every file that the published protocols read, 20 questions each."""
     contents = {

@@ -2,19 +2,15 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
+import spanish
 from project import write_published
 from tiny import write_tiny_e5
 
 from xsta_lib.data.protocols import load_protocol
 from xsta_lib.data.squad import read_squad
 from xsta_lib.experiments.results import read_result
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import spanish  # noqa: E402
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """The throughput benchmark in its smallest size: both ways agree, and its arithmetic is right."""
 
 import json
-import sys
-from pathlib import Path
 
+import paper_size
 import pytest
+import throughput
 import torch
 from tiny import write_tiny_e5
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,10 +16,6 @@ from xsta_lib.encoders.backbones import load_backbone
 from xsta_lib.experiments.experiment import experiment
 from xsta_lib.experiments.run import training_parts
 from xsta_lib.training.passes import Passes
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import paper_size  # noqa: E402
-import throughput  # noqa: E402
 
 
 def test_both_ways_agree_and_everything_is_measured(tmp_path, monkeypatch):

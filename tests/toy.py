@@ -43,11 +43,11 @@ def encoder_config(kind: str = "bert", layers: int = 2, dropout: float = 0.0) ->
     return {"bert": BertConfig, "xlm-roberta": XLMRobertaConfig}[kind](**values)
 
 
-def stir(module: nn.Module, amount: float = 0.1) -> None:
+def stir(module: nn.Module) -> None:
     """Move every parameter a little, so that no bias is 0 and no scale is 1."""
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=amount)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
 def tiny_config(

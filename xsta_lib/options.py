@@ -71,8 +71,7 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
 
 
 def _add_answer(commands: "argparse._SubParsersAction") -> None:
-    text = "answer a question from a text file, or a file of questions"
-    answer = commands.add_parser("answer", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    answer = commands.add_parser("answer", help="answer a question from a text file, or a file of questions")
     answer.add_argument("question", type=_text, nargs="?", help="in any language the reader knows")
     answer.add_argument("context", type=_text, nargs="?", help="a UTF-8 text file, or - for standard input")
     answer.add_argument("--model", type=_text, help="a folder or hub id; by default the reader in the box")
@@ -106,7 +105,7 @@ def _share(value: str) -> float:
 
 def _add_translate(commands: "argparse._SubParsersAction") -> None:
     text = "translate a folder's training or test questions, answer spans included"
-    translate = commands.add_parser("translate", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    translate = commands.add_parser("translate", help=text)
     translate.add_argument("folder", type=_text, help="of your own files, such as train.en.json")
     translate.add_argument("--to", type=_language, nargs="*", default=[], help="languages, such as es sw; --test: en")
     translate.add_argument(

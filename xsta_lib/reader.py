@@ -64,12 +64,12 @@ class Reader:
         loaded.to(device or default_device())
         ours = isinstance(loaded, XStaForQuestionAnswering)
         self.no_answer = not ours if no_answer is None else no_answer
-        self.reads_pairs = ours and loaded.config.reads_pairs
-        self.source_language = loaded.config.source_language if self.reads_pairs else "en"
-        self._languages = (loaded.config.languages if ours else None) or ()
         spec = _spec(max_window(loaded.encoder if ours else loaded, tokenizer))
         bf16 = ours and has_bf16(loaded.device)
         self.predictor = Predictor(loaded if ours else PlainReader(loaded), tokenizer, spec=spec, autocast=bf16)
+        config = self.predictor.model.config
+        self.reads_pairs, self.source_language = config.reads_pairs, config.source_language
+        self._languages = config.languages
 
     def answer(
         self,
@@ -89,14 +89,14 @@ class Reader:
                 counts for nothing, and neither does a region that the reader was not trained on: ``"de-AT"`` is ``de``.
                 A script is for ``translate``: ``"zh-Hant"`` is read as ``zh``, and translated as ``zh-Hant``.
             source: the same question and context in the reader's source language (``source_language``: English for
-                the one in the box), or a list of such pairs (``None`` where there is none); ``None`` reads the target
-                alone.
+                the one in the box, and for all that are not X-STA), or a list of such pairs (``None`` where there is
+                none); ``None`` reads the target alone.
             n_best: how many spans ``alternatives`` holds at most.
             translate: an engine, or its name (see :func:`~xsta_lib.translation.engines.open_engine`): it makes the
                 source versions of questions in other languages that have none; answers show them as ``source``.
             project: mix in the source's own answer, projected into the context
                 (:mod:`~xsta_lib.translation.answering`): not of the paper, and better on XQuAD. Any reader can,
-                also one that reads no pairs; its sources are in English.
+                also one that reads no pairs.
 
         Raises:
             ValueError: lists of different lengths, what has no order or is no text, an empty language, half a surrogate
@@ -145,7 +145,7 @@ class Reader:
     def _projecting(self) -> "ProjectingPredictor":  # noqa: F821  (its encoder is loaded by those who use it)
         from .translation.answering import ProjectingPredictor
 
-        return ProjectingPredictor(self.predictor, source_language=self.source_language)
+        return ProjectingPredictor(self.predictor)
 
     def explain(
         self, question: str, context: str, language: str | None = None, source: tuple[str, str] | None = None

@@ -193,8 +193,9 @@ def test_data_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_download_then_use_from_the_folder(root: Path, publish, server: Server, capsys) -> None:
     publish(XQUAD, BIG)
     assert fetch("xquad", ["de"]) == [root / XQUAD]
-    assert (root / XQUAD).read_bytes() == BIG and "xquad.de.json: 100%" in capsys.readouterr().err
-    fetch("xquad", ["de"], progress=False)
+    shown = "xquad.de.json: 100%" in capsys.readouterr().err
+    assert (root / XQUAD).read_bytes() == BIG and shown == (not os.environ.get("TQDM_DISABLE"))
+    fetch("xquad", ["de"])
     assert server.log == [(XQUAD, None)] and leftovers(root) == [XQUAD]
 
 
@@ -214,7 +215,7 @@ def test_offline_file_is_used_as_it_is(root: Path, capsys) -> None:
 def test_drops_are_mended_in_the_same_call(root: Path, publish, server: Server, ranges: bool) -> None:
     publish(XQUAD, BIG)
     server.drops, server.ranges = [100_000, 90_000], ranges
-    fetch(XQUAD, progress=False)
+    fetch(XQUAD)
     assert (root / XQUAD).read_bytes() == BIG
     starts = [int(asked[6:-1]) for _, asked in server.log if asked]
     assert len(starts) == 2 and starts[0] > 0 and (not ranges or starts[0] < starts[1] <= 190_000)
@@ -224,12 +225,12 @@ def test_a_broken_download_goes_on_in_the_next_call(root: Path, publish, server:
     publish(XQUAD, BIG)
     server.drops = [150_000, 0, 0]
     with pytest.raises(DownloadError, match="goes on where it stopped"):
-        fetch(XQUAD, progress=False)
+        fetch(XQUAD)
     part = root / f"{XQUAD}.part"
     have = part.stat().st_size
     assert 0 < have <= 150_000 and part.read_bytes() == BIG[:have] and leftovers(root) == [f"{XQUAD}.part"]
     server.log.clear()
-    fetch(XQUAD, progress=False)
+    fetch(XQUAD)
     assert server.log == [(XQUAD, f"bytes={have}-")]
     assert (root / XQUAD).read_bytes() == BIG and leftovers(root) == [XQUAD]
 
@@ -255,11 +256,11 @@ def test_what_is_not_the_published_file_goes(
     if part:
         (root / f"{XQUAD}.part").write_bytes(part)
     with pytest.raises(DownloadError, match=message) as caught:
-        fetch(XQUAD, progress=False)
+        fetch(XQUAD)
     assert caught.value.file == "xquad.de.json" and root / "xquad" == caught.value.place.parent
     assert leftovers(root) == [] and (len(server.log) == 1 or part)
     server.files[XQUAD] = BIG
-    assert fetch(XQUAD, progress=False)
+    assert fetch(XQUAD)
 
 
 def test_no_network(root: Path, publish) -> None:
@@ -267,7 +268,7 @@ def test_no_network(root: Path, publish) -> None:
         unused.bind(("127.0.0.1", 0))
         publish(XQUAD, BIG, url=f"http://127.0.0.1:{unused.getsockname()[1]}/gone")
         with pytest.raises(DownloadError, match="check network and proxy"):
-            fetch(XQUAD, progress=False)
+            fetch(XQUAD)
 
 
 # Disk
@@ -277,7 +278,7 @@ def test_folder_that_cannot_be_made(root: Path, publish) -> None:
     root.write_text("a file where the folder should be")
     publish(XQUAD, BIG)
     with pytest.raises(DownloadError, match="set XSTA_DATA"):
-        fetch(XQUAD, progress=False)
+        fetch(XQUAD)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write anywhere")
@@ -286,14 +287,14 @@ def test_folder_that_cannot_be_written(root: Path, publish) -> None:
     root.mkdir()
     root.chmod(0o500)
     with pytest.raises(DownloadError, match="PermissionError"):
-        fetch(XQUAD, progress=False)
+        fetch(XQUAD)
     root.chmod(0o700)
 
 
 def test_too_large_for_the_disk_is_said_before_a_request(root: Path, publish, server: Server) -> None:
     publish(XQUAD, BIG, bytes=10**18)
     with pytest.raises(DownloadError, match="not enough space: 1,000,000,000,000,000,000 bytes needed"):
-        fetch(XQUAD, progress=False)
+        fetch(XQUAD)
     assert server.log == []
 
 
@@ -303,7 +304,7 @@ def test_disk_full_while_writing(root: Path, publish) -> None:
     (root / "xquad").mkdir(parents=True)
     (root / f"{XQUAD}.part").symlink_to("/dev/full")
     with pytest.raises(DownloadError) as caught:
-        fetch(XQUAD, progress=False)
+        fetch(XQUAD)
     assert caught.value.__cause__.errno == errno.ENOSPC and not (root / XQUAD).exists()
 
 
@@ -313,26 +314,26 @@ def test_disk_full_while_writing(root: Path, publish) -> None:
 def test_unknown_checksum_is_pinned_and_verified(root: Path, publish, server: Server, capsys) -> None:
     content = b'{"data": []}'
     publish(UNKNOWN, content, known=False)
-    fetch(UNKNOWN, progress=False)
+    fetch(UNKNOWN)
     pin = sha256(content)
     assert f"sha256 {pin}" in capsys.readouterr().out
     assert json.loads((root / "pinned.json").read_text()) == {UNKNOWN: pin}
-    assert fetch(UNKNOWN, progress=False) == [root / UNKNOWN]
+    assert fetch(UNKNOWN) == [root / UNKNOWN]
 
     (root / UNKNOWN).write_bytes(b'{"data": [0]}')  # altered on disk
     with pytest.raises(DownloadError, match=f"expected sha256 {pin}"):
-        fetch(UNKNOWN, progress=False)
+        fetch(UNKNOWN)
     (root / UNKNOWN).unlink()
     server.files[UNKNOWN] = b'{"data": [1]}'  # altered by the host
     with pytest.raises(DownloadError, match=f"expected sha256 {pin}, got"):
-        fetch(UNKNOWN, progress=False)
+        fetch(UNKNOWN)
     assert leftovers(root) == ["pinned.json"]
 
 
 def test_error_page_is_never_pinned(root: Path, publish) -> None:
     publish(UNKNOWN, b"<html>please log in</html>", known=False)
     with pytest.raises(DownloadError, match="not JSON"):
-        fetch(UNKNOWN, progress=False)
+        fetch(UNKNOWN)
     assert leftovers(root) == []
 
 
@@ -341,7 +342,7 @@ def test_unreadable_pins_are_reported(root: Path, publish) -> None:
     root.mkdir()
     (root / "pinned.json").write_text("{")
     with pytest.raises(DownloadError, match="repair or remove"):
-        fetch(UNKNOWN, progress=False)
+        fetch(UNKNOWN)
 
 
 # Archives
@@ -364,10 +365,10 @@ def test_zip_gives_only_the_wanted_members(root: Path, publish, server: Server) 
     extra = {"MLQA_V1/README": b"x", "MLQA_V1/dev/dev-context-en-question-de.json": b"x"}
     extra |= {"__MACOSX/MLQA_V1/dev/._dev-context-en-question-en.json": b"x"}
     publish(MLQA, make_zip(MLQA_MEMBERS | extra))
-    paths = fetch("MLQA_V1/dev", progress=False)
+    paths = fetch("MLQA_V1/dev")
     assert len(paths) == 7 and all(path.read_text() == str(path.relative_to(root)) for path in paths)
     assert len(leftovers(root)) == 8  # and the archive, so that the test part needs no second download
-    assert len(fetch("mlqa", progress=False)) == 14 and len(server.log) == 1
+    assert len(fetch("mlqa")) == 14 and len(server.log) == 1
 
 
 @pytest.mark.parametrize("folder", ["", "tydiqa-goldp-v1.1-dev/", "./a/b/"])
@@ -375,7 +376,7 @@ def test_tgz_members_are_found_wherever_they_lie(root: Path, publish, folder: st
     names = [Path(place).name for place in REGISTRY[DEV].files]
     junk = {f"{folder}._{names[0]}": b"x", f"{folder}notes.txt": b"x"}
     publish(DEV, make_tgz({folder + name: name.encode() for name in names} | junk))
-    paths = fetch("tydiqa-goldp-v1.1/dev", progress=False)
+    paths = fetch("tydiqa-goldp-v1.1/dev")
     assert [path.read_text() for path in paths] == [path.name for path in paths] == names
     assert len(leftovers(root)) == 10
 
@@ -403,25 +404,25 @@ def test_a_bad_archive_is_refused_and_leaves_no_member(
 ) -> None:
     publish(key, content)
     with pytest.raises(DownloadError, match=message):
-        fetch({DEV: "tydiqa-goldp-v1.1/dev", MLQA: "mlqa"}[key], progress=False)
+        fetch({DEV: "tydiqa-goldp-v1.1/dev", MLQA: "mlqa"}[key])
     archive = {DEV: "tydiqa-goldp-v1.1/tydiqa-goldp-v1.1-dev.tgz", MLQA: "MLQA_V1/MLQA_V1.zip"}[key]
     assert leftovers(root) == [archive] and leftovers(root.parent) == [f"data/{archive}"]
     if message.startswith("no member"):
-        assert len(fetch("MLQA_V1/test", progress=False)) == 7
+        assert len(fetch("MLQA_V1/test")) == 7
 
 
 def test_archive_dropped_by_hand_is_used(root: Path, server: Server, publish) -> None:
     publish(MLQA, b"never served")
     root.mkdir()
     (root / "MLQA_V1.zip").write_bytes(make_zip(MLQA_MEMBERS))
-    assert len(fetch("mlqa", progress=False)) == 14 and server.log == []
+    assert len(fetch("mlqa")) == 14 and server.log == []
 
 
 # The English part of TyDiQA's training file
 
 
-def tydiqa(ids: list[str]) -> bytes:
-    def article(number: int, name: str) -> dict:
+def tydiqa(ids: list[str | int]) -> bytes:
+    def article(number: int, name: str | int) -> dict:
         answers = [{"text": "ä", "answer_start": 1}]
         question = {"id": name, "question": "?", "answers": answers}
         return {"title": str(number), "paragraphs": [{"context": "«ä»", "qas": [question]}]}
@@ -431,7 +432,7 @@ def tydiqa(ids: list[str]) -> bytes:
 
 def test_english_questions_are_split_out_with_full_ids(root: Path, publish) -> None:
     publish(TRAIN, tydiqa(["english--12-3", "finnish-5-0", "english-7-12", "arabic--1-1"]), questions=2)
-    (path,) = fetch("tydiqa-goldp-v1.1/train", progress=False)
+    (path,) = fetch("tydiqa-goldp-v1.1/train")
     articles = json.loads(path.read_text("utf-8"))["data"]
     assert [a["title"] for a in articles] == ["0", "2"]
     paragraphs = [p for a in articles for p in a["paragraphs"]]
@@ -439,11 +440,11 @@ def test_english_questions_are_split_out_with_full_ids(root: Path, publish) -> N
     assert paragraphs[0]["context"] == "«ä»" and path.name == "tydiqa-goldp-train-english.json"
 
 
-@pytest.mark.parametrize("content", [tydiqa(["english-1-1"]), tydiqa(["korean-1-1"]), b"[1]", b"{"])
+@pytest.mark.parametrize("content", [tydiqa(["english-1-1"]), tydiqa(["korean-1-1"]), tydiqa([5]), b"[1]", b"{"])
 def test_a_training_file_with_other_content_is_refused(root: Path, publish, content: bytes) -> None:
     publish(TRAIN, content, questions=2)
     with pytest.raises(DownloadError, match="expected 2 questions|not a SQuAD-format file"):
-        fetch("tydiqa", ["en"], progress=False)
+        fetch("tydiqa", ["en"])
     assert leftovers(root) == ["tydiqa-goldp-v1.1/train/tydiqa-goldp-v1.1-train.json"]
 
 
@@ -454,14 +455,14 @@ def test_mirror_url(root: Path, publish, server: Server, monkeypatch: pytest.Mon
     publish(XQUAD, BIG, url="http://127.0.0.1:9/never")
     server.files = {f"some/base/{XQUAD}": BIG}
     monkeypatch.setenv("XSTA_MIRROR", f"{server.url}/some/base/")
-    fetch(XQUAD, progress=False)
+    fetch(XQUAD)
     assert (root / XQUAD).read_bytes() == BIG and server.log == [(f"some/base/{XQUAD}", None)]
     (root / XQUAD).unlink()
     monkeypatch.setenv("XSTA_MIRROR", f"{server.url.replace('://', '://me:secret@')}/some/base/")
     for served in (BIG[:-1], None):  # of another size, and not there
         server.files = {f"some/base/{XQUAD}": served}
         with pytest.raises(DownloadError, match="wrong size|404") as caught:
-            fetch(XQUAD, progress=False)
+            fetch(XQUAD)
         assert "secret" not in str(caught.value)
 
 
@@ -470,20 +471,20 @@ def test_mirror_folder(root: Path, publish, tmp_path: Path, monkeypatch: pytest.
     publish(MLQA, make_zip(MLQA_MEMBERS))
     monkeypatch.setenv("XSTA_MIRROR", str(tmp_path / "mirror"))
     with pytest.raises(DownloadError, match="XSTA_MIRROR holds the file"):
-        fetch(XQUAD, progress=False)
+        fetch(XQUAD)
     for key, content in ((XQUAD, BIG), (MLQA, make_zip(MLQA_MEMBERS))):
         (tmp_path / "mirror" / key).parent.mkdir(parents=True)
         (tmp_path / "mirror" / key).write_bytes(content)
-    assert len(fetch(XQUAD, progress=False) + fetch("mlqa", progress=False)) == 15
+    assert len(fetch(XQUAD) + fetch("mlqa")) == 15
     (tmp_path / "mirror" / XQUAD).write_bytes(BIG[:100])
     (root / XQUAD).unlink()
     with pytest.raises(DownloadError, match="expected sha256"):
-        fetch(XQUAD, progress=False)
+        fetch(XQUAD)
 
 
 def test_two_callers_download_once(root: Path, publish, server: Server) -> None:
     publish(XQUAD, BIG)
-    callers = [threading.Thread(target=fetch, args=(XQUAD,), kwargs={"progress": False}) for _ in range(4)]
+    callers = [threading.Thread(target=fetch, args=(XQUAD,)) for _ in range(4)]
     for caller in callers:
         caller.start()
     for caller in callers:

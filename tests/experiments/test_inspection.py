@@ -1,6 +1,7 @@
 """What Figures 4 to 6 show, from two tiny models trained, evaluated and inspected like the real ones."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,13 @@ def test_a_reader_of_the_models_folder_gives_the_kept_answers(inspected):
 def test_pictures_are_drawn_from_what_was_kept(inspected):
     drawn = {path.name for path in (inspected[0] / "figures").glob("*.png")}
     assert drawn == {f"{name}-demo.png" for name in ("figure3", "figure4", "figure5", "figure6", "languages")}
+
+
+def test_a_folder_of_ones_own_is_not_credited_to_the_data_set_it_is_called_like(inspected):
+    folder = shutil.copytree(inspected[0] / "corpus", inspected[0] / "xquad")
+    model = run_folder(experiment("demo", "x-sta")) / "model"
+    shutil.copytree(model, run_folder(experiment(str(folder), "x-sta")) / "model")
+    assert inspect_models(str(folder)) == []
 
 
 def test_a_model_of_other_questions_is_not_passed_off(inspected):

@@ -47,9 +47,9 @@ def test_the_card_tells_how_it_was_made_and_what_it_scores(box):
 def test_it_is_measured_again_and_other_weights_are_noticed(box):
     folder, scores = box
     assert packing.check_reader(folder, progress=False) == (scores, [])
-    model, tokenizer = load_packed(folder, trainable=True)
+    model, tokenizer = load_packed(folder)
     model.qa_outputs.weight.data.neg_()
-    packing.pack(model, tokenizer, folder, json.loads((folder / "packed.json").read_text("utf-8"))["backbone"], "")
+    packing.pack(model, tokenizer, folder, json.loads((folder / "packed.json").read_text("utf-8"))["backbone"])
     _, differ = packing.check_reader(folder, progress=False)
     assert len(differ) == 4 and all("other answers" in line for line in differ)
 

@@ -17,13 +17,17 @@ from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
 from xsta_lib.prediction.metrics import score
 from xsta_lib.prediction.predictor import Predictor
+from xsta_lib.translation.alignment import PassageEncoder
 from xsta_lib.translation.answering import ProjectingPredictor
+from xsta_lib.translation.spans import Projector
 
 
 def test_scores_of_all_readings_are_kept(tmp_path, monkeypatch):
     texts = write_corpus(tmp_path / "own" / "mine", 6)
     monkeypatch.setenv("XSTA_HOME", str(tmp_path / "home"))
     file = write_tiny_e5(tmp_path / "tiny.bin", texts=texts)
+    projector = Projector(PassageEncoder(str(file)))
+    monkeypatch.setattr("xsta_lib.translation.answering.Projector", lambda: projector)
     torch.manual_seed(1)
     model, tokenizer = XStaForQuestionAnswering.from_backbone(str(file), XStaConfig.plain(), ["en", "de"])
     predictor, folder = Predictor(model.eval(), tokenizer), str(tmp_path / "own" / "mine")

@@ -102,7 +102,7 @@ def test_differences_over_seeds_are_those_of_the_same_seeds(folder):
     assert told.tolist() == ["+10.0 to +10.0", "5 articles", ""]
     average = tables.results_block(frames.compared_systems(frames.metrics_frame(results)), "xquad")[1].iloc[:, -1]
     assert average["x-sta"].endswith("(3 seeds, 5 articles)") and average["zero-shot"].endswith("(5 articles)")
-    text = tables.write_tables(results, "demo", folder)[0].read_text("utf-8").split("## Differences")[1]
+    text = tables.write_tables(results, folder)[0].read_text("utf-8").split("## Differences")[1]
     assert "xquad, without en" in text and "| x-sta minus x-sta (target only) |" in text
 
 
@@ -229,20 +229,24 @@ def test_the_papers_tables_stand_beside_and_apart(folder):
 
 def test_without_the_repository_the_papers_numbers_are_left_out(folder, monkeypatch, capsys):
     monkeypatch.setenv("XSTA_HOME", str(folder))
-    path, _ = tables.write_tables(load_results("demo", folder), "demo", folder)
+    path, _ = tables.write_tables(load_results("demo", folder), folder)
     text = path.read_text("utf-8")
     assert "Paper, " not in text and "## Table 4: ablations" in text and "| x-sta | 60.0 / 25.0" not in text
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_written_tables_are_markdown_and_latex(folder):
-    text, tex = (path.read_text("utf-8") for path in tables.write_tables(load_results("demo", folder), "demo", folder))
+@pytest.mark.parametrize("name", ["demo", "R&D #1 {50 %}^~"])
+def test_written_tables_are_markdown_and_latex(folder, name):
+    results = [result | {"protocol": name} for result in load_results("demo", folder)]
+    text, tex = (path.read_text("utf-8") for path in tables.write_tables(results, folder))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(re.fullmatch(r"\|( [^|]* \||---\|)+", row) for row in rows) and "## Table 4: ablations" in text
     assert tex.count("\\toprule") == tex.count("\\begin{table}") == 15
     assert tex.isascii() and r"w/o. alignment\_s" in tex and r"95 \% interval" in tex
+    labels = re.findall(r"\\label\{(.*)\}", tex)
+    assert len(set(labels)) == 15 and all(re.fullmatch(r"tab:[\w-]+", label) for label in labels)
     body = re.sub(r"(?m)^%.*|\\label\{.*?\}| & ", "", tex)
-    assert not re.search(r"(?<!\\)[%&_#]", body)
+    assert not re.search(r"(?<!\\)[%&_#^~]", body) and tex.count("{") == tex.count("}")
 
 
 def test_curves_draw_the_frames_values(folder):
@@ -286,12 +290,18 @@ def test_a_data_set_without_english_has_ablations_and_curves(tmp_path):
     assert axes.lines[0].get_ydata() == pytest.approx([53.3, 33.3], abs=0.05)
 
 
-def test_bars_average_seeds_and_leave_ablations_out(folder):
-    frame = frames.metrics_frame(load_results("demo", folder))
-    axes = figures.source_target_bars(frame, "xquad").axes[0]
-    shown = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert shown == ["zero-shot", "trans-train", "x-sta (target only)", "x-sta"]
-    assert [patch.get_height() for patch in axes.containers[3]] == pytest.approx([61.0, 51.0])
+def test_readings_stand_side_by_side_over_the_targets_alone():
+    def read(**f1):
+        return {"toy": {language: {"f1": value, "em": 0.0} for language, value in f1.items()}}
+
+    readings = {"calibrated": read(en=60, de=40, zh=50), "target": read(en=60, de=30, zh=50)}
+    kept = {"source_language": "en", "readings": readings}
+    control = {"source_language": "en", "readings": {"target": {"toy": {"de": {"f1": 20.0}, "zh": {"f1": 30.0}}}}}
+    results = {"mine": kept, "none": kept | {"readings": {}}, "control": control}
+    frame = frames.reading_frame(results, "toy")
+    assert list(frame) == ["target", "calibrated", "source (en)"] and list(frame.index) == ["mine", "control"]
+    assert frame.loc["mine"].tolist() == [40, 45, 60] and frame.loc["control", "target"] == 25
+    assert frames.reading_frame({"mine": kept}, "other").empty
 
 
 def test_another_backbone_has_its_own_figures_and_tables(folder, tmp_path):
@@ -352,12 +362,4 @@ def test_grids_hold_each_experiment_once_and_the_papers_setting_plain(name, prot
 def test_unknown_grids_are_refused_and_measured_ones_known():
     with pytest.raises(ValueError, match="the grids are methods, ablations"):
         grid("beta", "demo")
-    released = {"switches": (("teacher", "logits"),)}
-    for one, plain in zip(grid("layers", "demo", **released), grid("layers", "demo"), strict=True):
-        assert dict(one.switches) == dict(plain.switches) | {"teacher": "logits"}
-    for name, change in (("gamma", {"switches": (("gamma", 0.5),)}), ("ablations", {"without": ("gdks",)})):
-        with pytest.raises(ValueError, match=f"the grid '{name}' varies g"):
-            grid(name, "demo", **change)
-    with pytest.raises(ValueError, match="the grid 'seeds' varies seed itself"):
-        grid("seeds", "demo", seed=7)
     assert experiment("demo", "x-sta") not in missing(grid("methods", "demo"))

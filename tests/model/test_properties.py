@@ -222,12 +222,14 @@ def test_another_window_of_a_question_is_no_negative(seed: int) -> None:
     source, target, changed = torch.randn(3, 4, HIDDEN, generator=generator)
     changed = torch.where(torch.arange(4)[:, None] == 1, changed, target)
 
-    def gradient(vectors: Tensor, ids: list[int]) -> Tensor:
+    def gradient(vectors: Tensor, passages: Tensor | None) -> Tensor:
         anchors = source.clone().requires_grad_()
-        return torch.autograd.grad(sentence_alignment(anchors, vectors, torch.tensor(ids), 1.0), anchors)[0][0]
+        return torch.autograd.grad(sentence_alignment(anchors, vectors, passages, 1.0), anchors)[0][0]
 
-    torch.testing.assert_close(gradient(target, [0, 0, 1, 2]), gradient(changed, [0, 0, 1, 2]), rtol=1e-5, atol=1e-7)
-    assert (gradient(target, [0, 3, 1, 2]) - gradient(changed, [0, 3, 1, 2])).abs().max() > 1e-6
+    same = torch.tensor([0, 0, 1, 2])
+    torch.testing.assert_close(gradient(target, same), gradient(changed, same), rtol=1e-5, atol=1e-7)
+    for other in (torch.tensor([0, 3, 1, 2]), None):
+        assert (gradient(target, other) - gradient(changed, other)).abs().max() > 1e-6
 
 
 # Rep-Norm
@@ -343,15 +345,3 @@ def test_the_token_alignment_moves_the_source_unless_its_gradient_is_stopped() -
         target, source = (pair_batch()[side] for side in ("input_ids", "source"))
         moved.append([words[ids.unique()].sum().item() > 0 for ids in (target, source["input_ids"])])
     assert moved == [[True, True], [True, False]]
-
-
-def test_rows_of_one_passage_are_no_negatives() -> None:
-    source, target = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
-    passages = torch.tensor([0, 1, 1, 2])
-    by_row = torch.autograd.functional.jacobian(lambda one: sentence_alignment(one, target, passages), source)
-    other = target.clone()
-    other[2] += 1  # the translation of row 1's passage, under another question
-    changed = torch.autograd.functional.jacobian(lambda one: sentence_alignment(one, other, passages), source)
-    assert torch.equal(by_row[1], changed[1]) and not torch.equal(by_row[0], changed[0])
-    plain = torch.autograd.functional.jacobian(lambda one: sentence_alignment(one, other, None), source)
-    assert not torch.equal(plain[1], changed[1])

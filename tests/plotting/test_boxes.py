@@ -5,7 +5,7 @@ import html
 import pytest
 
 from xsta_lib.experiments.results import load_all_results
-from xsta_lib.plotting.boxes import TEXTS, WORTH, model_box
+from xsta_lib.plotting.boxes import TEXTS, TOY, model_box
 from xsta_lib.plotting.style import VERMILION
 
 
@@ -24,5 +24,5 @@ def test_a_result_of_another_protocol_than_wanted_is_loud(protocol):
     assert f"shown here is {protocol}, not paper-xquad" in loud
     named = model_box(result, "paper-xquad", "xsta grid --name layers").data
     assert "for that: 'xsta grid --name layers'" in html.unescape(named) and "xsta train" not in named
-    assert (WORTH["demo"] in plain) == (protocol == "demo")
+    assert (TOY in plain) == (protocol == "demo")
     assert f"seed {result['seed']}" in plain and result["method"] in plain

@@ -133,7 +133,7 @@ def test_a_difference_stands_on_its_interval_and_is_filled_where_that_leaves_out
 
 
 def test_an_interval_without_width_is_drawn_though_rounding_puts_it_beside_its_value(frame, monkeypatch):
-    monkeypatch.setattr(results, "average_with_interval", lambda rows, dataset: (36.666664, 36.666666, 36.666666))
+    monkeypatch.setattr(results, "average_with_interval", lambda *_: (36.666664, 36.666666, 36.666666, "questions"))
     assert language_bars(frame, "toy").axes[0].containers
     assert difference_points({"one": Difference(0.1 + 0.2, 0.3, 0.3, 1.0)}, "mine").axes[0].containers
 

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from xsta_lib.data.protocols import TestSet
+from xsta_lib.data.squad import Answer, Question
+from xsta_lib.prediction.evaluation import score_answers
 from xsta_lib.prediction.metrics import (
     Score,
     aggregate,
@@ -11,7 +14,6 @@ from xsta_lib.prediction.metrics import (
     normalise,
     read_predictions,
     score,
-    score_all,
     write_predictions,
 )
 
@@ -60,9 +62,11 @@ def test_best_gold_is_taken_for_em_and_f1_separately():
 
 
 def test_a_missing_prediction_scores_zero_and_counts_and_one_without_a_question_does_not():
-    scores = score_all({"1": "Paris", "9": "x"}, {"1": ["Paris"], "2": ["Rome"], "3": ["the"]}, "en", "squad")
-    assert scores == {"1": (1, 1), "2": (0, 0), "3": (0, 0)}
-    assert aggregate(scores) == {"f1": pytest.approx(100 / 3), "em": pytest.approx(100 / 3), "n": 3}
+    golds = {"1": "Paris", "2": "Rome", "3": "the"}
+    questions = [Question(key, "?", text, (Answer(text, 0),)) for key, text in golds.items()]
+    found = score_answers(TestSet("toy", "squad", {"en": questions}, None), {"en": {"1": "Paris", "9": "x"}})
+    assert found.scores["en"] == {"1": (1, 1), "2": (0, 0), "3": (0, 0)}
+    assert found.metrics["en"] == {"f1": pytest.approx(100 / 3), "em": pytest.approx(100 / 3), "n": 3}
     assert score("", ["the"], "en", "squad") == Score(1.0, 0.0)  # empty is not missing
 
 

@@ -13,6 +13,7 @@ from xsta_lib.data.windows import WindowSpec
 from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
 from xsta_lib.prediction.evaluation import evaluate_once
+from xsta_lib.prediction.explaining import explain
 from xsta_lib.prediction.metrics import read_predictions
 from xsta_lib.prediction.predictor import READINGS, Predictor, best_spans
 
@@ -93,7 +94,7 @@ def test_all_questions_are_answered_from_their_contexts(reader):
 
 def test_batch_size_and_chunks_change_nothing(reader):
     questions = reader[2]
-    sizes = ({"batch_size": 32, "chunk": 256}, {"batch_size": 3, "chunk": 4, "multiple": 160})
+    sizes = ({"batch_size": 32}, {"batch_size": 3, "multiple": 160})  # the latter reads three chunks of source windows
     big, small = (predict(reader, questions, questions["en"], **size)["calibrated"] for size in sizes)
     for language in questions:
         assert texts(big[language]) == texts(small[language])
@@ -127,7 +128,7 @@ def test_every_source_window_is_encoded_once(reader, monkeypatch):
     monkeypatch.setattr(model, "encode", counting)
     for targets in (("de", "ar"), ("en", "de", "ar")):  # English itself is answered by its one pass
         seen.clear()
-        predict(reader, {language: questions[language] for language in targets}, questions["en"], chunk=5)
+        predict(reader, {language: questions[language] for language in targets}, questions["en"], batch_size=4)
         assert seen and set(seen.values()) == {1}
 
 
@@ -170,6 +171,9 @@ def test_white_space_alone_is_no_answer(reader, monkeypatch):
     monkeypatch.setattr(model, "distributions", preferring)
     found = Predictor(model, tokenizer, alternatives=2).predict({"de": [question]})["calibrated"]["de"][question.id]
     assert found.text and found.score == pytest.approx(0.0001) and context[found.start : found.end] == found.text
+    why = explain(Predictor(model, tokenizer), question, "de")
+    start, end = chars[why.first_token - first]
+    assert why.answer == found.text and start <= found.start < end
 
 
 def test_an_english_question_takes_the_source_path(reader):

@@ -163,9 +163,3 @@ def test_shares_of_a_test_set_are_disjoint_and_complete():
         found = [question.id for share in shares for question in share.questions[language]]
         assert sorted(found) == sorted(question.id for question in questions)
     assert all({q.id for q in share.questions["de"]} <= {q.id for q in share.source} for share in shares)
-
-
-def test_one_process_is_all_ranks():
-    value = torch.ones(2, requires_grad=True)
-    assert ranks.sum_over_ranks(value) is value and ranks.gather_objects(3) == [3]
-    assert (ranks.world_size(), ranks.rank(), ranks.agreed(True)) == (1, 0, True)

@@ -22,7 +22,7 @@ from xsta_lib.data.windows import WindowSpec, build_windows, pair_windows
 from xsta_lib.experiments.experiment import OTHER_FORMS
 from xsta_lib.model.configuration import XStaConfig
 from xsta_lib.model.modeling import XStaForQuestionAnswering
-from xsta_lib.training.checkpoints import CheckpointError, newest_checkpoint
+from xsta_lib.training.checkpoints import CheckpointError, newest_checkpoint, save_checkpoint
 from xsta_lib.training.configuration import TrainingConfig, learning_rate
 from xsta_lib.training.log import RunLog
 from xsta_lib.training.trainer import Trainer, TrainingError, make_optimizer
@@ -133,6 +133,15 @@ def test_killed_run_resumes_bit_for_bit(killed, backbone, whole, place):
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, weights[name]), name
     assert timeless(result.log) == timeless(log)
+
+
+def test_checkpoints_follow_their_steps_whatever_their_digits(tmp_path, backbone):
+    trainer = make_trainer(None, backbone)
+    for name in ("step-0000050", "step-9999999", "step-10000000"):
+        (tmp_path / name).mkdir()
+    assert newest_checkpoint(tmp_path).name == "step-10000000"
+    save_checkpoint(tmp_path, trainer.model, trainer.optimizer, {"step": 10**7 + 1}, [], keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-10000000", "step-10000001"}
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, backbone):
@@ -253,13 +262,11 @@ def test_a_step_that_the_scaler_leaves_out_has_no_norm(backbone):
     assert trainer.train_step(pairs)["grad_norm"] > 0
 
 
-def test_a_run_from_the_start_leaves_nothing_of_an_older_one(tmp_path, backbone):
-    make_trainer(tmp_path, backbone, steps=6, save_every=2).train(progress=False)
+def test_a_run_from_the_start_leaves_nothing_of_an_older_log(tmp_path, backbone):
+    make_trainer(tmp_path, backbone, steps=6, save_every=0).train(progress=False)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "lo')  # a line cut off by a full disk
-    trainer = make_trainer(tmp_path, backbone, steps=4, save_every=2)
-    trainer.train(progress=False, resume=False)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000004"]
+    make_trainer(tmp_path, backbone, steps=4, save_every=0).train(progress=False)
     lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
@@ -408,7 +415,7 @@ def test_a_line_a_log_step_says_what_is_left(tmp_path, backbone, capsys):
     assert len(shown) == 2 and shown[0].startswith("step 2/4: loss ") and shown[1].endswith("0:00 left")
     trainer = make_trainer(tmp_path, backbone, steps=4, log_every=2, save_every=0)
     trainer.on_log = lambda log: lines.append(len(log))
-    trainer.train(progress=True, resume=False)
+    trainer.train(progress=True)
     assert lines == [1, 2] and "step 2/4" not in capsys.readouterr().out
 
 

@@ -28,18 +28,25 @@ TARGETS = {
 
 
 @pytest.fixture(scope="module")
+def file(tmp_path_factory) -> str:
+    return str(write_tiny_e5(tmp_path_factory.mktemp("tiny") / "tiny.bin", texts=[ENGLISH, GERMAN, SPANISH]))
+
+
+@pytest.fixture(scope="module")
 def projector() -> Projector:
     return Projector()
 
 
-@pytest.fixture(scope="module", params=["pairs", "plain"])
-def predictor(request, tmp_path_factory) -> Predictor:
-    file = write_tiny_e5(tmp_path_factory.mktemp("tiny") / "tiny.bin", texts=[ENGLISH, GERMAN, SPANISH])
+def reading(file: str, config: XStaConfig) -> Predictor:
     torch.manual_seed(3)
-    config = XStaConfig(sharing_layer=2) if request.param == "pairs" else XStaConfig.plain()
-    model, tokenizer = XStaForQuestionAnswering.from_backbone(str(file), config, ["en", "de", "es"])
+    model, tokenizer = XStaForQuestionAnswering.from_backbone(file, config, ["en", "de", "es"])
     torch.nn.init.normal_(model.qa_outputs.weight, std=1.0)
     return Predictor(model.eval(), tokenizer, alternatives=2)
+
+
+@pytest.fixture(scope="module", params=["pairs", "plain"])
+def predictor(request, file) -> Predictor:
+    return reading(file, XStaConfig(sharing_layer=2) if request.param == "pairs" else XStaConfig.plain())
 
 
 def test_the_mixture_is_half_of_each():
@@ -96,7 +103,8 @@ def test_without_a_source_version_the_reader_answers_as_it_does(predictor, proje
         assert found[reading]["de"]["c"] == found["calibrated"]["de"]["c"]
 
 
-def test_a_reader_projects_on_request(predictor, tmp_path):
+def test_a_reader_projects_on_request(predictor, projector, tmp_path, monkeypatch):
+    monkeypatch.setattr("xsta_lib.translation.answering.Projector", lambda: projector)
     predictor.model.save_pretrained(tmp_path, predictor.tokenizer)
     reader = Reader(tmp_path, "cpu")
     given = [TARGETS["de"][0].question, "Wo steht die Mühle?"], [GERMAN, GERMAN], "de"
@@ -108,3 +116,13 @@ def test_a_reader_projects_on_request(predictor, tmp_path):
     single = reader.answer(given[0][0], GERMAN, "de", source[0], project=True)
     assert single.text == mixed.text and list(single.readings) == list(mixed.readings)
     assert list(reader.answer(*given, project=True)[0].readings) == []  # nothing to project from
+
+
+def test_a_plain_reader_projects_from_the_language_it_was_trained_in(file, projector, tmp_path, monkeypatch):
+    monkeypatch.setattr("xsta_lib.translation.answering.Projector", lambda: projector)
+    spanish = reading(file, XStaConfig.plain(source_language="es"))
+    spanish.model.save_pretrained(tmp_path, spanish.tokenizer)
+    sides = [SOURCE[0].question, "¿Quién?"], [ENGLISH, SPANISH], ["en", "es"]
+    found = Reader(tmp_path, "cpu").answer(*sides, translate="command:sed s/.*/{source}-{target}/", project=True)
+    assert [answer.source for answer in found] == [("en-es", "en-es"), None]
+    assert [list(answer.readings) for answer in found] == [["mixture", "source", "calibrated"], []]

@@ -34,7 +34,7 @@ CAPITALS = """import sys
 for line in sys.stdin:
     line = line.rstrip("\\n")
     open(sys.argv[1], "a").write(line + "\\n")
-    print("" if "untranslatable" in line else line.swapcase(), flush=True)
+    print("\u200b" if "untranslatable" in line else line.swapcase(), flush=True)
 """
 
 
@@ -130,7 +130,7 @@ def test_low_confidence_is_dropped_and_shown(folder: Path, engine: CommandEngine
         list(translate_training(folder, ["sw"], engine, Half(), progress=False))
     with pytest.raises(ValueError, match="'Spanish' is no language code; codes look like es"):
         translate_training(folder, ["Spanish"], engine, Half())
-    with pytest.raises(ValueError, match="give other languages than the source, 'en'"):
+    with pytest.raises(ValueError, match="--to is es en: give other languages than 'en'"):
         translate_training(folder, ["es", "en"], engine, Half())
 
 
@@ -144,7 +144,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_loaded(folder: Path, 
     command = ["translate", str(folder), "--engine", "hf:/no/such/model"]
     for words, said in (
         (["--to"], "--to is empty"),
-        (["--to", "en"], "give other languages than the source"),
+        (["--to", "en"], "give other languages than 'en'"),
         (["--to", "es", "--from", "de"], "train.de.json"),
         (["--test", "--from", "sw", "--to", "en"], "test.sw.json"),
         (["--to", "es"], "/no/such/model: there is no such file or folder"),
@@ -245,7 +245,7 @@ def test_translate_test_is_read_beside_test_questions(folder: Path, engine: Comm
     french = folder / "translate-test.es-fr.json"
     shutil.copy(made.path, french)
     assert any("not read: translate-test.es-fr.json" in part for part in check(str(folder)).faults)
-    with pytest.raises(ValueError, match="give other languages than 'en'"):
+    with pytest.raises(ValueError, match="--from is en: give other languages than 'en'"):
         translate_test(folder, ["en"], engine)
 
 

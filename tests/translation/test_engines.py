@@ -150,6 +150,11 @@ def test_languages_that_a_model_lacks_are_named_with_the_nearest(models: dict[st
     for source, target in (("en", "de"), ("fr", "es")):
         with pytest.raises(EngineError, match=f"translates eng to es, not {source} to {target}"):
             open_engine(f"hf:{models['opus-mt-en-es']}").translate(["x"], source, target)
+    place = Path(shutil.copytree(models["opus-mt-en-es"], tmp_path / "opus-mt-en-es"))
+    path = place / "tokenizer_config.json"
+    said = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({key: value for key, value in said.items() if not key.endswith("_lang")}), "utf-8")
+    open_engine(f"hf:{place}").check("en", "de")  # its files name no language
     with pytest.raises(BackboneError, match="no such file or folder"):
         open_engine(f"hf:{tmp_path}/none")
     for name in ("apertium", "hf:", "gpt:x", "command: "):

@@ -142,7 +142,7 @@ def test_the_answers_translation_tips_the_balance(encoder):
 
 def test_a_passage_longer_than_a_window_has_each_token_once(encoder):
     text = " ".join(f"the river is {number} long," for number in range(150))
-    encoded = encoder.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = encoder.predictor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     passage = encoder([text])[text]
     assert len(encoded["input_ids"]) > 900
     assert list(zip(passage.starts.tolist(), passage.ends.tolist(), strict=True)) == encoded["offset_mapping"]
@@ -222,8 +222,6 @@ def test_the_teacher_carries_the_gold_span_over(backbone: Path):
     row = itself("The river Elbe is in Dresden, the city.", "Dresden")
     (found,) = teacher.project([row], "en", "de")
     assert found_text(row, found) == "Dresden" and found.method == "teacher"
-    (found,) = teacher.project([itself(row.context, "Dresden", near=(0, 14))], "en", "de")
-    assert found.end <= 14
 
 
 def test_a_reader_without_a_teacher_is_refused(backbone: Path):

@@ -158,7 +158,9 @@ class PhraseEdges:
         return gold, moved_in_window(gold, windows, windows.contexts, row.target, rng)
 
 
-class FoldAnswers:
+def fold_spans(
+    windows: Windows, contexts: Sequence[str], answers: np.ndarray, row: Row, rng: np.random.Generator
+) -> tuple[Span, Span]:
     """Fine-tuning's spans: the gold one, and another reader's answer or the gold one with its edges moved.
 
     Args:
@@ -166,15 +168,10 @@ class FoldAnswers:
         contexts: by question.
         answers: (windows, 2) token positions of readers that were not trained on the question.
     """
-
-    def __init__(self, windows: Windows, contexts: Sequence[str], answers: np.ndarray):
-        self.windows, self.contexts, self.answers = windows, contexts, answers
-
-    def __call__(self, row: Row, rng: np.random.Generator) -> tuple[Span, Span]:
-        gold = int(self.windows.start[row.target]), int(self.windows.end[row.target])
-        if not self.windows.holds_answer[row.target] or rng.random() >= GOLD:
-            return gold, tuple(self.answers[row.target].tolist())
-        return gold, moved_in_window(gold, self.windows, self.contexts, row.target, rng)
+    gold = int(windows.start[row.target]), int(windows.end[row.target])
+    if not windows.holds_answer[row.target] or rng.random() >= GOLD:
+        return gold, tuple(answers[row.target].tolist())
+    return gold, moved_in_window(gold, windows, contexts, row.target, rng)
 
 
 def moved_in_window(

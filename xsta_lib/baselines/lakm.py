@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from ..data.batches import Part, Row, endless_batches, rows_of
+from ..data.batches import TEXT_INPUTS, Part, Row, endless_batches, rows_of
 from ..data.protocols import ProtocolData
 from ..data.windows import WindowSpec, build_windows, window_cache
 from ..encoders.backbones import load_masked_head
@@ -199,8 +199,7 @@ class LakmTrainer(Trainer):
             read, label = mask_tokens(ids, content, passages.tokens(row.target), self.mask_id, self.others, rng)
             inputs["input_ids"][place, : len(ids)] = torch.from_numpy(read)
             labels[place, : len(ids)] = torch.from_numpy(label)
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        return {name: inputs[name] for name in names if name in inputs} | {"masked_labels": labels}
+        return {name: inputs[name] for name in TEXT_INPUTS if name in inputs} | {"masked_labels": labels}
 
     def task(self) -> str:
         """The task whose rows this step reads; the span batches have no name."""

@@ -30,7 +30,6 @@ Passage: {context}
 
 Question: {question}"""
 LONGEST = 100  # tokens of an answer
-UNKNOWN = "an endpoint that was not recorded"  # of answers that older versions kept
 
 
 def prompt_of(question: Question) -> str:
@@ -50,7 +49,7 @@ def read_answers(path: Path) -> dict[str, dict]:
     for number, line in enumerate(whole_lines(path), 1):
         try:
             known = json.loads(line)
-            found[known["key"]] = known | {name: known[name] for name in ("id", "model", "answer", "finish")}
+            found[known["key"]] = known | {one: known[one] for one in ("id", "model", "endpoint", "answer", "finish")}
             sum(known.get(name, 0) for name in (*COUNTS, "seconds"))  # they are numbers
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: no answer of this command; delete the line") from error
@@ -59,7 +58,7 @@ def read_answers(path: Path) -> dict[str, dict]:
 
 def _say_what_is_kept(path: Path, lines: Iterable[Mapping], address: str, waiting: int) -> None:
     """A warning where kept answers came from another endpoint than the one that is asked now."""
-    places = Counter(line.get("endpoint", UNKNOWN) for line in lines)
+    places = Counter(line["endpoint"] for line in lines)
     if others := [f"{count} of {place}" for place, count in sorted(places.items()) if place != address]:
         rest = f"asked are {waiting}; to ask anew, move the file away"
         warnings.warn(f"{path}: answers kept from another endpoint: {', '.join(others)}; {rest}", stacklevel=3)

@@ -122,7 +122,7 @@ class MixupForQuestionAnswering(XStaForQuestionAnswering):
         """Let one layer mix, in place.
 
         Raises:
-            ValueError: no such layer, or an encoder that is not built like BERT.
+            ValueError: an encoder that is not built like BERT.
         """
         find_self_attention(self.encoder, self.config.sharing_layer)
         block = self.sharing_layer

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .windows import Windows
 
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what an encoder reads of a batch
+
 
 @dataclass(frozen=True)
 class Part:
@@ -152,8 +154,7 @@ def collate(
     inputs = _collate_target(part, batch, pad_id, multiple)
     if back_translated and batch[0].source >= 0:
         source = collate_windows(part.back, part.back_paired[[row.target for row in batch]], pad_id, multiple)
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        inputs["source"] = {name: source[name] for name in names if name in source}
+        inputs["source"] = {name: source[name] for name in TEXT_INPUTS if name in source}
     elif batch[0].source >= 0:
         inputs["source"] = collate_windows(part.source, [row.source for row in batch], pad_id, multiple)
     return inputs

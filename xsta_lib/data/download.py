@@ -110,9 +110,10 @@ def select(name_or_group: str, languages: Iterable[str] | None = None) -> dict[s
     return {place: entry for place, entry in chosen.items() if entry.files[place] in asked}
 
 
-def fetch(name_or_group: str, languages: Iterable[str] | None = None, progress: bool = True) -> list[Path]:
+def fetch(name_or_group: str, languages: Iterable[str] | None = None) -> list[Path]:
     """Paths of the wanted files, in registry order; what is not in the data folder yet is downloaded first.
 
+    A bar shows what comes, unless TQDM_DISABLE is set.
     `name_or_group`: xquad, mlqa, tydiqa, squad, xtreme, parallel, all, or a name or folder (see `select`).
     languages: keep these only; a wrong one is a ValueError. Whatever keeps a file away is a DownloadError.
     """
@@ -126,11 +127,11 @@ def fetch(name_or_group: str, languages: Iterable[str] | None = None, progress: 
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / ".download.lock"):  # the processes of one run may ask at once: one downloads
                 missing = {place: entry for place, entry in wanted.items() if not (root / place).is_file()}
-                _fetch_missing(root, missing, progress)
+                _fetch_missing(root, missing)
     return [root / place for place in wanted]
 
 
-def _fetch_missing(root: Path, missing: dict[str, Entry], progress: bool) -> None:
+def _fetch_missing(root: Path, missing: dict[str, Entry]) -> None:
     """Provide every missing place: load the files that are not here, take from containers what belongs there."""
     places: dict[str, list[str]] = {}
     for place, entry in missing.items():
@@ -141,7 +142,7 @@ def _fetch_missing(root: Path, missing: dict[str, Entry], progress: bool) -> Non
     for entry, spot, wanted in files:
         with _explained(entry, spot):
             if not spot.is_file():
-                _download(root, entry, spot, progress)
+                _download(root, entry, spot)
             if entry.split:
                 split_by_id(spot, root / wanted[0], entry.split, entry.questions)
             elif entry.store:
@@ -163,14 +164,14 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _download(root: Path, entry: Entry, target: Path, progress: bool) -> None:
+def _download(root: Path, entry: Entry, target: Path) -> None:
     """One file to its final name, whole and verified, or not at all; pins the hash of a file with none published."""
     pins, part = _read_pins(root), _part(target)
     known = entry.sha256 or pins.get(entry.key)
     target.parent.mkdir(parents=True, exist_ok=True)
     if entry.sha256 is None:
         part.unlink(missing_ok=True)  # with no checksum, nothing would catch a mix of two versions
-    _transfer(entry, part, progress)
+    _transfer(entry, part)
     found = pooch.file_hash(str(part))
     if known not in (None, found):
         _refuse(entry, part, f"expected sha256 {known}, got {found}")
@@ -185,7 +186,7 @@ def _download(root: Path, entry: Entry, target: Path, progress: bool) -> None:
         print(f"{entry.name}: no checksum is published. Pinned in {root / PINS}: sha256 {found}")
 
 
-def _transfer(entry: Entry, part: Path, progress: bool) -> None:
+def _transfer(entry: Entry, part: Path) -> None:
     """All bytes of a file into ``part``, going on from where it ends, after a break too."""
     url, best, fruitless = address(entry), 0, 0
     if "://" not in url:
@@ -193,7 +194,7 @@ def _transfer(entry: Entry, part: Path, progress: bool) -> None:
         return
     while True:
         try:
-            return _receive(url, entry, part, progress)
+            return _receive(url, entry, part)
         except requests.RequestException as error:
             status = error.response.status_code if error.response is not None else 0
             if status == 416:  # the server's file ends before ours: ours is of no use
@@ -205,7 +206,7 @@ def _transfer(entry: Entry, part: Path, progress: bool) -> None:
             time.sleep(WAIT_S)
 
 
-def _receive(url: str, entry: Entry, part: Path, progress: bool) -> None:
+def _receive(url: str, entry: Entry, part: Path) -> None:
     """One try: append to `part` from where it ends, or start over where the server cannot do that."""
     have = _size(part)
     if have and have == entry.bytes:
@@ -221,7 +222,7 @@ def _receive(url: str, entry: Entry, part: Path, progress: bool) -> None:
         if entry.bytes not in (None, total):
             _refuse(entry, part, f"wrong size: expected {entry.bytes:,} bytes, got {total:,}")
         require_space(part.parent, (total or 0) - start)
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=entry.name, disable=not progress)
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=entry.name)
         with bar, open(part, "ab" if start else "wb") as out:
             for chunk in response.iter_content(CHUNK):
                 bar.update(out.write(chunk))
@@ -336,7 +337,7 @@ def split_by_id(whole: Path, target: Path, prefix: str, questions: int | None) -
         articles = read_json(whole)["data"]
         for article in articles:
             for paragraph in article["paragraphs"]:
-                paragraph["qas"] = [question for question in paragraph["qas"] if question["id"].startswith(prefix)]
+                paragraph["qas"] = [question for question in paragraph["qas"] if str(question["id"]).startswith(prefix)]
             article["paragraphs"] = [paragraph for paragraph in article["paragraphs"] if paragraph["qas"]]
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenArchive(f"not a SQuAD-format file: {type(error).__name__}: {error}") from error

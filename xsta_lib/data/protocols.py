@@ -36,8 +36,8 @@ def published(folder: str) -> dict[str, Path]:
     return dict(sorted(paths.items(), key=lambda item: item[0] != "en"))
 
 
-def held_out_ids(questions: Sequence[Question], share: float = HELD_OUT) -> set[str]:
-    """Ids of whole articles, drawn by a hash of their titles until ``share`` of the questions is reached.
+def held_out_ids(questions: Sequence[Question]) -> set[str]:
+    """Ids of whole articles, drawn by a hash of their titles until ``HELD_OUT`` of the questions is reached.
 
     Where titles do not tell articles apart (one holds half of the questions or more), contexts are drawn, and where
     these do not either, single questions. A single question is kept for training.
@@ -50,7 +50,7 @@ def held_out_ids(questions: Sequence[Question], share: float = HELD_OUT) -> set[
             break
     chosen: set[str] = set()
     for title in sorted(articles, key=lambda title: hashlib.sha256(title.encode()).hexdigest()):
-        if len(chosen) >= share * len(questions) or len(chosen) + len(articles[title]) == len(questions):
+        if len(chosen) >= HELD_OUT * len(questions) or len(chosen) + len(articles[title]) == len(questions):
             break
         chosen.update(articles[title])
     return chosen
@@ -211,8 +211,8 @@ def load_folder(
     if not dev:
         train, dev = hold_out(train, source_language)
         for language in (language for language in train if not train[language]):
-            name, why = file_name("train", language), "all its questions select, being of articles held out"
-            library.add(folder / name, Report(name, notes=[f"{why}: nothing of it trains; add dev files"]))
+            file, why = file_name("train", language), "all its questions select, being of articles held out"
+            library.add(folder / file, Report(file, notes=[f"{why}: nothing of it trains; add dev files"]))
     languages = {language for _, language in found}
     rule = rule or ("mlqa" if languages <= set(published("MLQA_V1/test")) else "squad")
     source = train.get(source_language, [])
@@ -239,18 +239,14 @@ def load_demo(source_language: str = "en") -> ProtocolData:
     return load_folder(folder, "demo", source_language=source_language)
 
 
-def load_parallel(root: Path | None = None, swapped: bool = False) -> ProtocolData:
+def load_parallel(swapped: bool = False) -> ProtocolData:
     """Pairs that are translations: one half of XQuAD's articles trains, with TyDiQA's English, the other is the test.
 
     Articles are counted in the English file's order, from 0; those with even numbers train (odd ones if ``swapped``).
     MLQA dev, each language read alone, selects. XQuAD's half is tested with English beside it (the same question's, and
     in ``xquad_other``, a control, that of another passage's question) and alone, TyDiQA dev alone.
-
-    Args:
-        root: the data folder.
-        swapped: the second fold.
     """
-    library = Library(root or data_folder())
+    library = Library(data_folder())
     xquad = _read_parallel(library, "xquad")
     titles = dict.fromkeys(question.title for question in xquad["en"])
     chosen = set(list(titles)[int(swapped) :: 2])
@@ -308,7 +304,7 @@ def _paper_test(library: Library, task: str, source: str) -> TestSet:
     return TestSet(task, rule, questions, english, source)
 
 
-def load_paper(task: str, root: Path | None = None, source: str = "translate-test") -> ProtocolData:
+def load_paper(task: str, source: str = "translate-test") -> ProtocolData:
     """The paper's data for one task, for the protocols ``paper-<task>`` and ``paper-<task>-gold``.
 
     MLQA and XQuAD train on SQuAD and its translations and validate on MLQA dev. TyDiQA trains on its English part and
@@ -317,7 +313,6 @@ def load_paper(task: str, root: Path | None = None, source: str = "translate-tes
 
     Args:
         task: what is tested: ``mlqa``, ``xquad`` or ``tydiqa``.
-        root: the data folder.
         source: English side at test time: ``translate-test`` (the paper; MLQA's German has none and is read alone) or
             ``gold`` (the release; easier; not for TyDiQA, whose questions are not parallel).
 
@@ -328,7 +323,7 @@ def load_paper(task: str, root: Path | None = None, source: str = "translate-tes
         raise ValueError(f"unknown source {source!r}; the sources are {', '.join(SOURCES)}")
     if task == "tydiqa" and source == "gold":
         raise ValueError("TyDiQA's questions are not parallel, so there is no gold English; use 'translate-test'")
-    library = Library(root or data_folder())
+    library = Library(data_folder())
     if task == "tydiqa":
         train, translations = library.read(TYDIQA_TRAIN), "xtreme/TyDiQA-GoldP/translate-train"
         english = library.read(published("tydiqa-goldp-v1.1/dev")["en"], **SCORED)
@@ -362,7 +357,7 @@ def load_protocol(name: str, strict: bool = False, source_language: str = "en", 
         strict: refuse data of which a report says that something was left out, repaired or not read (of languages
             that are read later, nothing is known yet).
         source_language: the language that teaches; the published protocols have English.
-        options: arguments of its loader, such as ``root``, or ``source`` for the paper's.
+        options: arguments of its loader, such as ``source`` for the paper's.
 
     Raises:
         ValueError: unknown name, or another source than English for a published protocol. CorpusError: a file cannot

@@ -243,7 +243,6 @@ def build_windows(
     spec: WindowSpec | None = None,
     cache: str | os.PathLike | None = None,
     texts: bool = True,
-    processes: int | None = None,
 ) -> Windows:
     """Windows of all questions, from the cache where they were built before.
 
@@ -253,10 +252,9 @@ def build_windows(
         spec: lengths; the release's by default.
         cache: a folder; ``None`` builds in memory. Of what is cached (data sets) a line says which questions are cut.
         texts: keep the contexts for :meth:`Windows.text`; ``False`` saves their memory in training.
-        processes: how many build, with the same result; by default one, for more than ``LARGE`` questions all cores.
 
-    More than ``LARGE`` questions show a bar (unless ``TQDM_DISABLE`` is set). Raises OSError for a cache folder that
-    cannot be written.
+    More than ``LARGE`` questions are built by all cores and show a bar (unless ``TQDM_DISABLE`` is set). Raises OSError
+    for a cache folder that cannot be written.
     """
     spec = spec or WindowSpec()
     segments = "token_type_ids" in tokenizer.model_input_names
@@ -266,10 +264,7 @@ def build_windows(
     kept = _load(folder, len(questions)) if folder and folder.is_dir() else None
     if kept is None:
         tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-        large = len(questions) > LARGE
-        if not processes:  # where the system does not count cores, processes cannot be forked either
-            processes = len(os.sched_getaffinity(0)) if large and hasattr(os, "sched_getaffinity") else 1
-        data = _build((questions, tokenizer, spec), large, processes)
+        data = _build(questions, tokenizer, spec)
         if not folder:
             return Windows(data, questions, texts, segments)
         if folder.is_dir():
@@ -298,11 +293,13 @@ def _windows_of_shared(rows: Sequence[int]) -> pa.Table:
     return _windows_of(rows, *_shared)
 
 
-def _build(shared: tuple, progress: bool, processes: int) -> pa.Table:
-    """All windows of ``shared`` (questions, tokenizer, spec) in their order, by one process or several."""
-    count = len(shared[0])
+def _build(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, spec: WindowSpec) -> pa.Table:
+    """The windows of all questions in their order, by one process or several."""
+    shared, count, large = (questions, tokenizer, spec), len(questions), len(questions) > LARGE
     batches = [range(low, min(low + BATCH, count)) for low in range(0, count, BATCH)]
-    hidden = {} if progress else {"disable": True}  # TQDM_DISABLE counts where nothing is said here
+    hidden = {} if large else {"disable": True}  # TQDM_DISABLE counts where nothing is said here
+    # where the system does not count cores, processes cannot be forked either
+    processes = len(os.sched_getaffinity(0)) if large and hasattr(os, "sched_getaffinity") else 1
     forks = get_context("fork") if processes > 1 else None
     with ProcessPoolExecutor(processes, forks, _share, shared) if forks else nullcontext() as pool:
         tables = pool.map(_windows_of_shared, batches) if pool else (_windows_of(rows, *shared) for rows in batches)

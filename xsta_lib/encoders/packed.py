@@ -1,8 +1,8 @@
 """A trained reader in a small file: its own weights in float16, its word embeddings and tokenizer those of a backbone.
 
-A packed folder holds `config.json`, `model.safetensors` (every weight and buffer but the word embeddings), a model card
-(`README.md`) and `packed.json` (the backbone's name and the SHA-256 of its 4-bit file). It suits a reader whose word
-embeddings were frozen in training. Axes: B rows, N tokens, H hidden size, V pieces.
+A packed folder holds `config.json`, `model.safetensors` (every weight and buffer but the word embeddings) and
+`packed.json` (the backbone's name and the SHA-256 of its 4-bit file). It suits a reader whose word embeddings were
+frozen in training. Axes: B rows, N tokens, H hidden size, V pieces.
 """
 
 import hashlib
@@ -40,13 +40,11 @@ class StoredEmbedding(nn.Module):
     Args:
         blocks: (V * H / 32 * 18,) bytes, as in the file.
         shape: V and H.
-        padding_idx: the padding's row.
     """
 
-    def __init__(self, blocks: np.ndarray, shape: tuple[int, int], padding_idx: int | None = None):
+    def __init__(self, blocks: np.ndarray, shape: tuple[int, int]):
         super().__init__()
         self.num_embeddings, self.embedding_dim = shape
-        self.padding_idx = padding_idx
         self.register_buffer("blocks", torch.from_numpy(blocks).view(self.num_embeddings, -1), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -66,22 +64,19 @@ class StoredEmbedding(nn.Module):
         destination[prefix + "weight"] = self.weight
 
 
-def pack(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, backbone: str, card: str
-) -> Path:
-    """Write a packed folder; returns the path of its weights.
+def pack(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, backbone: str) -> None:
+    """Write a packed folder.
 
     Args:
         model: a trained reader whose word embeddings are still the backbone's.
         tokenizer: its tokenizer, the backbone's.
         folder: where to; made if need be.
         backbone: `e5-small-q4` or the path of another 4-bit file.
-        card: the model card.
 
     Raises:
         BackboneError: the embeddings or the tokenizer are not the backbone's, or a weight does not fit float16.
     """
-    file = _stored(backbone)
+    file = read_backbone(backbone)
     embeddings = model.get_input_embeddings().weight
     if not torch.equal(embeddings.detach().cpu(), read_tensor(file, WORDS, embeddings.shape)):
         raise BackboneError(f"{backbone}: the model's word embeddings are not this backbone's; train with them frozen")
@@ -100,16 +95,13 @@ def pack(
     model.config.save_pretrained(folder)
     about = {"format": 1, "backbone": backbone, "sha256": hashlib.sha256(file.raw).hexdigest()}
     (folder / PACKED).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-    (folder / "README.md").write_text(card, "utf-8")
-    return folder / WEIGHTS
 
 
-def load_packed(folder: str | Path, trainable: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model (fp32, evaluation mode) and the tokenizer of a packed folder.
+def load_packed(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model (fp32, evaluation mode, not to be trained) and the tokenizer of a packed folder.
 
     Args:
         folder: written by :func:`pack`. The class of its model must be known to `AutoModelForQuestionAnswering`.
-        trainable: give it ordinary word embeddings in place of a :class:`StoredEmbedding`; a second and 384 MB more.
 
     Raises:
         BackboneError: a file is missing or damaged, the backbone is another, or the weights are not the model's; the
@@ -128,7 +120,7 @@ def load_packed(folder: str | Path, trainable: bool = False) -> tuple[PreTrained
     except Exception as error:  # whatever its values lead to
         said = f"it describes no reader ({first_line(error)})"
         raise BackboneError(f"{folder / 'config.json'}: {said}; copy or install the reader again") from error
-    words, old = _words_name(model), model.get_input_embeddings()
+    words, shape = _words_name(model), tuple(model.get_input_embeddings().weight.shape)
     expected = {name: value for name, value in model.state_dict().items() if name != words}
     with safe_open(folder / WEIGHTS, "pt") as stored:
         weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (it is no dict)
@@ -137,27 +129,15 @@ def load_packed(folder: str | Path, trainable: bool = False) -> tuple[PreTrained
     if bad := not_finite(weights):
         said = f"the weight {bad} holds NaN or infinity"
         raise BackboneError(f"{folder / WEIGHTS}: {said}; copy or install the reader again")
-    shape = tuple(old.weight.shape)
-    if trainable:
-        weights[words] = read_tensor(file, WORDS, torch.Size(shape))
-    else:
-        model.set_input_embeddings(StoredEmbedding(_blocks(file, shape), shape, old.padding_idx))
-    model.load_state_dict(weights, strict=trainable, assign=True)
-    return model.requires_grad_(trainable).eval(), e5_tokenizer(file, about["backbone"])
+    model.set_input_embeddings(StoredEmbedding(_blocks(file, shape), shape))
+    model.load_state_dict(weights, strict=False, assign=True)
+    return model.requires_grad_(False).eval(), e5_tokenizer(file, about["backbone"])
 
 
 def _words_name(model: PreTrainedModel) -> str:
     """The name of the word embeddings in the model's state dict."""
     own = model.get_input_embeddings()
     return next(f"{name}.weight" for name, module in model.named_modules() if module is own)
-
-
-def _stored(backbone: str) -> E5File:
-    """The backbone's 4-bit file. Raises BackboneError for another kind of backbone."""
-    file = read_backbone(backbone)
-    if WORDS not in file.tensors:
-        raise file.error(f"the tensor {WORDS} is missing")
-    return file
 
 
 def _about(folder: Path) -> dict[str, str]:

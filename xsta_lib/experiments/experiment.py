@@ -245,7 +245,9 @@ OTHER_FORMS = (  # switches of docs/method.md, section 6, and weights that the p
 )
 
 
-def grid(name: str, protocol: str, **changes) -> list[Experiment]:
+def grid(
+    name: str, protocol: str, backbone: str = Experiment.backbone, source_language: str = "en"
+) -> list[Experiment]:
     """The experiments of a grid; the paper's own setting among them is the plain method, measured once for all.
 
     Args:
@@ -253,11 +255,10 @@ def grid(name: str, protocol: str, **changes) -> list[Experiment]:
             method and needs no run), ``gamma`` (Figure 7), ``layers`` (Figure 8), ``seeds`` (methods by seeds) or
             ``variants`` (what the paper does not have: the source read once for all languages of a question, frozen
             word embeddings, trans-train with as many tokens as pairs have, and ``OTHER_FORMS``).
-        protocol, changes: see :func:`experiment`; all of them share the changes, such as ``backbone="mbert"``. Switches
-            and ablations are joined with the grid's.
+        protocol, backbone, source_language: of all of them, see :class:`Experiment`.
 
     Raises:
-        ValueError: unknown name; a change of what the grid varies.
+        ValueError: unknown name.
     """
 
     def switched(switch: str, values: Iterable[object]) -> list[dict[str, object]]:
@@ -277,15 +278,5 @@ def grid(name: str, protocol: str, **changes) -> list[Experiment]:
     }
     if name not in grids:
         raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(grids)}")
-    joined = ("switches", "without")
-
-    def given(values: Mapping[str, object]) -> set[str]:
-        return {*values, *dict(values.get("switches", ())), *values.get("without", ())} - {*joined}
-
-    def both(one: Mapping[str, object]) -> dict[str, object]:
-        own = {name: (*changes.get(name, ()), *one.get(name, ())) for name in joined}
-        return {"method": "x-sta", **changes, **one, **own}
-
-    if twice := given(changes) & set().union(*map(given, grids[name])):
-        raise ValueError(f"the grid {name!r} varies {', '.join(sorted(twice))} itself; leave that out")
-    return [experiment(protocol, **both(one)) for one in grids[name]]
+    shared = {"method": "x-sta", "backbone": backbone, "source_language": source_language}
+    return [experiment(protocol, **shared | one) for one in grids[name]]

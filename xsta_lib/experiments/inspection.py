@@ -38,7 +38,7 @@ from ..prediction.metrics import score
 from ..prediction.predictor import Predictor
 from ..training.machine import has_bf16
 from ..training.ranks import device
-from .experiment import Experiment, backbone_tag, experiment, place_of, setting_of
+from .experiment import SETTINGS, Experiment, backbone_tag, experiment, place_of, setting_of
 from .frames import LLM
 from .llm import kept_llm_answers
 from .packing import boxed_experiment
@@ -266,7 +266,7 @@ def inspect_models(protocol: str, folder: Path | None = None, backbone: str | No
     boxed = boxed_experiment()
     if not is_trained(full) and boxed.protocol == protocol and not backbone:
         full = boxed
-    tests = load_protocol(protocol).tests if _is_here(full) else ()
+    tests = load_protocol(protocol).tests if protocol in SETTINGS and _is_here(full) else ()
     test = next((test for test in tests if test.source and test.name in TEXTS), None)
     if not test:
         return []

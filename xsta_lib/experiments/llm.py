@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..baselines.llm import LONGEST, PROMPT, UNKNOWN, ask_all, key_of, read_answers
+from ..baselines.llm import LONGEST, PROMPT, ask_all, key_of, read_answers
 from ..data.protocols import TestSet, load_protocol
 from ..data.squad import Question, name_first
 from ..prediction.evaluation import Evaluation, provenance, score_answers
@@ -81,9 +81,7 @@ def run_llm(
     languages: Sequence[str] = (),
     questions: int = 0,
     source_language: str = "en",
-    results: Path | None = None,
     progress: bool = True,
-    **client,
 ) -> tuple[Path, dict]:
     """Ask a model a protocol's test questions, score its answers, write the result; returns its path and the result.
 
@@ -94,23 +92,22 @@ def run_llm(
         languages, questions: a part of the test sets; empty and 0 take all. A part has a result of its own name, which
             no table sets beside whole ones.
         source_language: the folder's, of the runs that the answers stand beside; the model sees no source.
-        results, progress: as for :func:`~.run.run_experiment`.
-        client: ``retries`` and ``patience`` of :func:`~xsta_lib.prediction.server.open_client`.
+        progress: as for :func:`~.run.run_experiment`.
 
     Raises:
         ValueError: an endpoint that is none; no test set has one of the languages; see also ``refuse_other_data``.
         AskingError: the server cannot be asked any further.
     """
     exp = experiment(protocol, "zero-shot", source_language=source_language)
-    opened, data = open_client(endpoint, **client), load_protocol(protocol, source_language=source_language)
-    refuse_other_data(protocol, data, results)
+    client, data = open_client(endpoint), load_protocol(protocol, source_language=source_language)
+    refuse_other_data(protocol, data)
     known = dict.fromkeys(language for test in data.tests for language in test.questions)
     if unknown := [language for language in languages if language not in known]:
         raise ValueError(f"--languages {' '.join(unknown)}: protocol {protocol!r} tests {', '.join(known)}")
     parts = [chosen_part(test, languages, questions) for test in data.tests if test.source_name != "other"]
     parts = [part for part in parts if any(part.questions.values())]
     asked = {key_of(model, q): q for part in parts for found in part.questions.values() for q in found}
-    answers = ask_all(opened, model, asked, answers_path(protocol, model), progress=progress)
+    answers = ask_all(client, model, asked, answers_path(protocol, model), progress=progress)
     evaluations, shares = {}, {}
     for part in parts:
         texts = {
@@ -125,7 +122,7 @@ def run_llm(
         }
     record = _record(exp, model, sorted(languages), questions, answers)
     record |= {"data": data_key(data), "contains_gold": shares}
-    path = _write(exp, record, evaluations, results)
+    path = _write(exp, record, evaluations)
     return path, read_result(path)
 
 
@@ -135,12 +132,11 @@ def _record(exp: Experiment, model: str, languages: list[str], questions: int, a
     config |= {
         "questions": questions,
         "languages": languages,
+        "source_language": exp.source_language,
         "prompt": PROMPT,
         "temperature": 0,
         "max_tokens": LONGEST,
     }
-    if exp.source_language != Experiment.source_language:  # English is left out, so that older results stay valid
-        config["source_language"] = exp.source_language
     named = {**config, "protocol": exp.place}
     own = {"without": [], "seed": exp.training.seed, "source": "none", "source_language": exp.source_language}
     totals = {
@@ -154,7 +150,7 @@ def _record(exp: Experiment, model: str, languages: list[str], questions: int, a
         **own,
         "config": config,
         "fingerprint": hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16],
-        "endpoint": ", ".join(sorted({line.get("endpoint", UNKNOWN) for line in answers.values()})),
+        "endpoint": ", ".join(sorted({line["endpoint"] for line in answers.values()})),
         "sequences": len(answers),
         "tokens": totals["prompt_tokens"] + totals["completion_tokens"],
         **totals,
@@ -167,14 +163,12 @@ def _record(exp: Experiment, model: str, languages: list[str], questions: int, a
     }
 
 
-def _write(
-    exp: Experiment, record: dict, evaluations: Mapping[str, Mapping[str, Evaluation]], results: Path | None
-) -> Path:
+def _write(exp: Experiment, record: dict, evaluations: Mapping[str, Mapping[str, Evaluation]]) -> Path:
     config = record["config"]
     name = "_".join(
         [f"llm_{_tag(record['model'])}"]
         + [f"questions-{config['questions']}"] * bool(config["questions"])
         + [f"languages-{'-'.join(config['languages'])}"] * bool(config["languages"])
-        + [f"source_language-{exp.source_language}"] * ("source_language" in config)
+        + [f"source_language-{exp.source_language}"] * (exp.source_language != "en")
     )
-    return write_result((results or results_folder()) / exp.place / f"{name}.json", record, evaluations)
+    return write_result(results_folder() / exp.place / f"{name}.json", record, evaluations)

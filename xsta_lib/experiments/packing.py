@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from ..data.files import BOX, read_json, write_text_atomically
-from ..data.folders import language_name
 from ..data.protocols import ProtocolData, load_protocol
 from ..encoders.packed import WEIGHTS, load_packed, pack
 from ..prediction.evaluation import evaluate_model, provenance
@@ -89,21 +88,20 @@ def measure_packed(folder: Path, data: ProtocolData, progress: bool = True) -> d
     return {"metrics": metrics, "answers": answers, "provenance": provenance()}
 
 
-def mean_f1(by_language: dict[str, dict[str, float]], without: str = "en") -> float:
-    """Mean F1 over languages, but one."""
-    return float(np.mean([values["f1"] for language, values in by_language.items() if language != without]))
+def mean_f1(by_language: dict[str, dict[str, float]]) -> float:
+    """Mean F1 over languages, without English."""
+    return float(np.mean([values["f1"] for language, values in by_language.items() if language != "en"]))
 
 
-def score_table(metrics: dict[str, dict], source_language: str = "en", rows_are: str = "") -> str:
+def score_table(metrics: dict[str, dict], rows_are: str = "English beside") -> str:
     """The scores of a reader by test, source (or what else ``rows_are``) and language, as Markdown."""
     blocks = []
     for test, by_source in metrics.items():
         languages = list(next(iter(by_source.values())))
-        beside = rows_are or f"{language_name(source_language)} beside"
-        rows = [[beside, *languages, "mean of targets"], ["---"] * (len(languages) + 2)]
+        rows = [[rows_are, *languages, "mean of targets"], ["---"] * (len(languages) + 2)]
         for source, found in by_source.items():
             cells = [f"{found[language]['f1']:.1f} / {found[language]['em']:.1f}" for language in languages]
-            rows.append([source, *cells, f"{mean_f1(found, source_language):.1f}"])
+            rows.append([source, *cells, f"{mean_f1(found):.1f}"])
         count = next(iter(next(iter(by_source.values())).values()))["n"]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         blocks.append(f"{test} (first language: {count} questions)\n\n{table}")
@@ -116,7 +114,7 @@ def make_reader(folder: Path = BOX, progress: bool = True) -> dict:
     data = load_protocol(exp.protocol)
     paths = run_experiment(exp, data, progress)
     model, tokenizer = load_run(exp)
-    pack(model, tokenizer, folder, exp.backbone, "")
+    pack(model, tokenizer, folder, exp.backbone)
     del model
     scores = measure_packed(folder, data, progress)
     write_text_atomically(folder / SCORES, json.dumps(scores, indent=1) + "\n")

@@ -31,14 +31,6 @@ def evaluate_readings(predictor: Predictor, test: TestSet, progress: bool = True
     return {reading: score_answers(test, answers) for reading, answers in texts.items()}
 
 
-def write_answers(path: Path, evaluations: dict[str, Evaluation], about: dict) -> Path:
-    """Write one reader's scores under each reading; ``about`` says which it is and how long it took."""
-    record = about | {"metrics": {reading: evaluation.metrics for reading, evaluation in evaluations.items()}}
-    write_scores(scores_path(path), score_frame(evaluations))
-    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
-    return path
-
-
 def measure_projected(
     predictor: Predictor, name: str, protocol: str = "parallel", progress: bool = True, weights: str = ""
 ) -> Path:
@@ -61,9 +53,12 @@ def measure_projected(
     if not test.source:
         raise ValueError(f"{protocol}: its test set {test.name!r} has no source version to project from")
     evaluations = evaluate_readings(predictor, test, progress)
-    about = {"reader": name, "weights": weights, "dataset": test.name, "source_language": test.source_language}
-    about |= {"seconds": time.perf_counter() - began, "provenance": provenance()}
-    return write_answers(path, evaluations, about)
+    record = {"reader": name, "weights": weights, "dataset": test.name, "source_language": test.source_language}
+    record |= {"seconds": time.perf_counter() - began, "provenance": provenance()}
+    record["metrics"] = {reading: evaluation.metrics for reading, evaluation in evaluations.items()}
+    write_scores(scores_path(path), score_frame(evaluations))
+    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
+    return path
 
 
 def projected_runs(protocol: str = "parallel") -> dict[str, dict[int, Path]]:

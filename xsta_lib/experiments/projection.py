@@ -79,10 +79,10 @@ def training_rows(encoder: PassageEncoder, source: Sequence[Question], targets: 
     return found
 
 
-def fit(rows: Sequence[tuple[Scored, int, int]], epochs: int = EPOCHS, seed: int = SEED) -> SpanModel:
+def fit(rows: Sequence[tuple[Scored, int, int]], epochs: int = EPOCHS) -> SpanModel:
     """A span model that makes the gold spans of some rows likeliest (AdamW on ``-log p``, rate up and down again)."""
-    torch.manual_seed(seed)
-    random, model = np.random.default_rng(seed), SpanModel()
+    torch.manual_seed(SEED)
+    random, model = np.random.default_rng(SEED), SpanModel()
     order = sorted(range(len(rows)), key=lambda i: (rows[i][0].longest // 16, len(rows[i][0].tokens)))
     batches = [[rows[i] for i in order[low : low + BATCH]] for low in range(0, len(order), BATCH)]
     optimizer = AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
@@ -129,32 +129,26 @@ def measure(method: Method, test: TestSet) -> tuple[dict, dict]:
     return languages, steps
 
 
-def fit_projector(path: Path = WEIGHTS) -> Path:
+def fit_projector() -> Path:
     """Fit the span model on the training half of XQuAD, ten languages, and write its weights."""
     data = load_protocol("parallel")
     rows = training_rows(PassageEncoder(), data.parallel_source, data.parallel)
     about = {"encoder": E5_NAME, "layer": LAYER, "fitted on": "XQuAD, articles 0, 2, 4, ...", "rows": len(rows)}
-    fit(rows).save(path, about | {"epochs": EPOCHS, "batch": BATCH, "rate": RATE, "seed": SEED})
-    return path
+    fit(rows).save(WEIGHTS, about | {"epochs": EPOCHS, "batch": BATCH, "rate": RATE, "seed": SEED})
+    return WEIGHTS
 
 
-def test_sets() -> dict[str, TestSet]:
-    """What is measured: the test half of XQuAD, and the embedded corpus, all languages but English."""
-    found = {"xquad": load_protocol("parallel").tests[0], "demo": load_protocol("demo").tests[0]}
-    return {name: replace(test, questions=_targets(test.questions)) for name, test in found.items()}
-
-
-def _targets(questions: Lists) -> dict[str, list[Question]]:
-    return {language: list(part) for language, part in questions.items() if language != "en"}
-
-
-def measure_all(folder: Path | None = None, teacher_passages: int = TEACHER) -> Path:
-    """Measure every method on every test set; returns the path of ``projection.json``.
+def measure_all() -> Path:
+    """Measure every method on the test half of XQuAD and on the embedded corpus; returns ``projection.json``'s path.
 
     The teacher reads both sides of each row anew, where the others read each passage once: it projects one question of
-    each of the first ``teacher_passages`` passages.
+    each of the first ``TEACHER`` passages.
     """
-    folder, tests = folder or results_folder() / "translation", test_sets()
+    folder, tests = results_folder() / "translation", {}
+    for name, protocol in (("xquad", "parallel"), ("demo", "demo")):
+        test = load_protocol(protocol).tests[0]
+        targets = {language: list(part) for language, part in test.questions.items() if language != "en"}
+        tests[name] = replace(test, questions=targets)
     encoder = PassageEncoder()
     metrics: dict[str, dict] = {}
     thresholds: dict[str, dict] = {}
@@ -163,7 +157,7 @@ def measure_all(folder: Path | None = None, teacher_passages: int = TEACHER) -> 
     for name, method in methods.items():
         for dataset, test in tests.items():
             if name == "teacher":
-                test = replace(test, questions=one_per_passage(test.questions, teacher_passages))
+                test = replace(test, questions=one_per_passage(test.questions, TEACHER))
             languages, steps = measure(method, test)
             metrics.setdefault(name, {})[dataset] = languages
             thresholds.setdefault(name, {})[dataset] = steps
@@ -181,14 +175,14 @@ def teacher_method() -> TeacherMethod:
     return TeacherMethod(Predictor(model, tokenizer, autocast=has_bf16(model.device)))
 
 
-def case(languages: Sequence[str] = ("ar", "hi", "zh"), count: int = 3) -> tuple[Question, dict[str, tuple]]:
+def case(languages: Sequence[str] = ("ar", "hi", "zh")) -> tuple[Question, dict[str, tuple]]:
     """A question of the embedded corpus for a picture: its source; by language the target and its likeliest spans."""
     test, projector = load_protocol("demo").tests[0], Projector()
     source = next(question for question in test.source if question.id == CASE)
     found = {}
     for language in languages:
         target = next(question for question in test.questions[language] if question.id == CASE)
-        found[language] = target, projector.candidates(rows_of([source], [target]), count)[0]
+        found[language] = target, projector.candidates(rows_of([source], [target]), 3)[0]
     return source, found
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -181,16 +181,13 @@ def started_model(
 
 
 def train_experiment(
-    exp: Experiment,
-    data: ProtocolData,
-    progress: bool = True,
-    on_log: Callable[[Sequence[dict]], None] | None = None,
+    exp: Experiment, data: ProtocolData, progress: bool = True
 ) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase, TrainingResult]:
     """Train (or load) an experiment's model; the same call goes on with a run that was stopped.
 
     Args:
         exp, data: what to train, on what.
-        progress, on_log: see :class:`~xsta_lib.training.trainer.Trainer`.
+        progress: see :class:`~xsta_lib.training.trainer.Trainer`.
 
     Returns:
         ``(model, tokenizer, result)``; the model lies in ``model`` of :func:`run_folder`.
@@ -199,10 +196,10 @@ def train_experiment(
         ValueError: the model there was trained on or chosen by other questions, or made from other weights; see also
             :func:`new_model`.
     """
-    folder, digest, weights = run_folder(exp), data.digest(), backbone_key(exp.backbone)
-    key = f"{digest} {data.selection()} {weights}".rstrip()
+    folder, weights = run_folder(exp), backbone_key(exp.backbone)
+    key = f"{data.digest()} {data.selection()} {weights}".rstrip()
     if ranks.agreed(is_trained(exp)):
-        return _trained(exp, (key, digest), weights)  # older versions kept the digest alone
+        return _trained(exp, key, weights)
     if ranks.rank() == 0:
         shutil.rmtree(folder / "predictions", ignore_errors=True)  # of another model, if any
     model, tokenizer = started_model(exp, data, progress)
@@ -214,9 +211,7 @@ def train_experiment(
         metrics = evaluate_model(model, tokenizer, data.validation, progress=progress).metrics
         return sum(values["f1"] for values in metrics.values()) / len(metrics)
 
-    # of published data the code says the rest
-    run = f"{exp.fingerprint} {f'{digest} {weights}'.rstrip() if exp.protocol in SETTINGS else key}"
-    kept = {"run": run, "on_log": on_log, "gold_probability": gold_probability}
+    kept = {"run": f"{exp.fingerprint} {key}", "gold_probability": gold_probability}
     plain = exp.on_the_source()
     stages = {
         "first": lambda: train_experiment(plain, data, progress)[::2],
@@ -241,12 +236,12 @@ def train_experiment(
 
 
 def _trained(
-    exp: Experiment, keys: Sequence[str], weights: str
+    exp: Experiment, key: str, weights: str
 ) -> tuple[XStaForQuestionAnswering, PreTrainedTokenizerBase, TrainingResult]:
-    """What :func:`train_experiment` left, if its data has one of some keys."""
+    """What :func:`train_experiment` left, if its data has this key."""
     folder = run_folder(exp)
     result = TrainingResult(**read_json(folder / "training.json"))
-    if result.data not in keys:
+    if result.data != key:
         now = f"{exp.protocol} has now" + (f", or with other weights than {exp.backbone} has" if weights else "")
         raise ValueError(f"{folder}: made with other questions than {now}; delete it to train anew")
     return (*load_run(exp), result)
@@ -315,25 +310,19 @@ def _provenance(found: dict[str, dict]) -> dict:
 
 
 def known_results(experiments: Sequence[Experiment]) -> list[dict]:
-    """The results of some experiments that were measured before.
+    """The results of some experiments of one protocol, source language and backbone that were measured before.
 
     Raises:
         ValueError: see :func:`refuse_other_data`; a local backbone has other weights now.
     """
-    found, wanted = [], {exp.fingerprint for exp in experiments}
-    for protocol, language in dict.fromkeys((exp.protocol, exp.source_language) for exp in experiments):
-        same = [result for result in load_all_results(protocol) if result["source_language"] == language]
-        here = [result for result in same if result["fingerprint"] in wanted]
-        if here and protocol not in SETTINGS:  # published files need not be here
-            refuse_other_data(protocol, load_protocol(protocol, source_language=language))
-        for backbone in {result["backbone"] for result in here}:
-            key = backbone_key(backbone)
-            if key and any(result.get("weights", key) != key for result in here if result["backbone"] == backbone):
-                place = results_folder() / place_of(protocol)
-                raise ValueError(
-                    f"{place}: measured with other weights than {backbone} has now; move it away to measure anew"
-                )
-        found += here
+    first, wanted = experiments[0], {exp.fingerprint for exp in experiments}
+    found = [result for result in load_all_results(first.protocol) if result["fingerprint"] in wanted]
+    if found and first.protocol not in SETTINGS:  # published files need not be here
+        refuse_other_data(first.protocol, load_protocol(first.protocol, source_language=first.source_language))
+    key = backbone_key(first.backbone)
+    if key and any(result.get("weights", key) != key for result in found):
+        measured = f"measured with other weights than {first.backbone} has now"
+        raise ValueError(f"{results_folder() / first.place}: {measured}; move it away to measure anew")
     return found
 
 
@@ -398,13 +387,13 @@ def run_experiment(
     return written
 
 
-def run_grid(name: str, protocol: str, **changes) -> list[dict]:
+def run_grid(name: str, protocol: str, backbone: str = Experiment.backbone, source_language: str = "en") -> list[dict]:
     """Measure what is missing of a grid, one experiment after the other, and return all its results.
 
     Stopped at any moment, the same call goes on where it was: results, checkpoints and answers are kept as they come.
     Arguments as for :func:`~.experiment.grid`.
     """
-    experiments = grid(name, protocol, **changes)
+    experiments = grid(name, protocol, backbone, source_language)
     todo, began = missing(experiments), time.perf_counter()
     for number, exp in enumerate(todo):
         spent = time.perf_counter() - began

@@ -23,7 +23,7 @@ def average_interval(
             translations of each other.
         resamples: how often; several seeds need ten times as many, since Student's t has long tails.
     """
-    return _over_runs([by_question(one) for one in scores], articles, resamples, seed=0)[:3]
+    return _over_runs([by_question(one) for one in scores], articles, resamples)[:3]
 
 
 def resampled_means(table: pd.DataFrame, resamples: int, seed: int) -> np.ndarray:
@@ -58,9 +58,7 @@ class Difference(NamedTuple):
     p: float
 
 
-def paired_bootstrap(
-    first: pd.DataFrame, second: pd.DataFrame, without: Sequence[str] = (), resamples: int = 10_000, seed: int = 0
-) -> Difference:
+def paired_bootstrap(first: pd.DataFrame, second: pd.DataFrame, resamples: int = 10_000) -> Difference:
     """Whether one system's F1 is better than another's on the same questions (Koehn, 2004, over mean scores).
 
     The difference of the unweighted means over languages is drawn again and again from resampled questions, by id in
@@ -68,13 +66,12 @@ def paired_bootstrap(
 
     Args:
         first, second: rows ``language, id, f1, em`` of each system, in percent.
-        without: languages left out, such as the source.
-        resamples, seed: of the resampling.
+        resamples: how often.
 
     Raises:
         ValueError: the two did not answer the same questions.
     """
-    return seeds_and_articles([first], [second], None, without, resamples, seed)
+    return seeds_and_articles([first], [second], resamples=resamples)
 
 
 def seeds_and_articles(
@@ -83,7 +80,6 @@ def seeds_and_articles(
     articles: Mapping[str, object] | None = None,
     without: Sequence[str] = (),
     resamples: int = 10_000,
-    seed: int = 0,
 ) -> Difference:
     """The mean difference of two systems over training runs, and what other runs and other articles would make of it.
 
@@ -96,18 +92,17 @@ def seeds_and_articles(
     Args:
         first, second: rows ``language, id, f1, em`` of each system, in percent, one frame a seed, in the same order.
         articles: the article of each id; without it, questions are drawn.
-        without, resamples, seed: see :func:`paired_bootstrap`.
+        without: languages left out, such as the source.
+        resamples: how often.
 
     Raises:
         ValueError: two of them did not answer the same questions.
     """
     tables = [difference_table(one, other, without) for one, other in zip(first, second, strict=True)]
-    return _over_runs(tables, articles, resamples, seed)
+    return _over_runs(tables, articles, resamples)
 
 
-def _over_runs(
-    tables: Sequence[pd.DataFrame], articles: Mapping[str, object] | None, resamples: int, seed: int
-) -> Difference:
+def _over_runs(tables: Sequence[pd.DataFrame], articles: Mapping[str, object] | None, resamples: int) -> Difference:
     """The mean over runs of their tables, as :func:`by_question` has them, see :func:`seeds_and_articles`."""
     if any(not table.isna().equals(tables[0].isna()) for table in tables):
         raise ValueError("the seeds did not answer the same questions; compare results of one protocol")
@@ -116,13 +111,14 @@ def _over_runs(
         raise ValueError("the article of some questions is not known")
     sums = np.stack([table.fillna(0).groupby(units).sum().to_numpy() for table in tables])
     counts = tables[0].notna().groupby(units).sum().to_numpy(float)
-    rng, runs = np.random.default_rng(seed), len(tables)
-    by_run = _drawn_means(sums, counts, resamples, rng)
-    drawn, found = by_run.mean(axis=0), [table.mean().mean() for table in tables]
+    rng, runs = np.random.default_rng(0), len(tables)
+    drawn = _drawn_means(sums, counts, resamples, rng).mean(axis=0)
+    found = [table.mean().mean() for table in tables]
     if runs > 1:
         moves = np.std(found, ddof=1) / runs**0.5 * rng.standard_t(runs - 1, size=resamples)
         drawn = np.concatenate([drawn + moves, drawn - moves])  # a comparison the other way round has the same interval
-    return _interval(float(np.mean(found)), drawn)
+    p = min(1.0, 2 * (min((drawn <= 0).sum(), (drawn >= 0).sum()) + 1) / (len(drawn) + 1))
+    return Difference(float(np.mean(found)), *map(float, np.percentile(drawn, [2.5, 97.5])), float(p))
 
 
 def difference_table(first: pd.DataFrame, second: pd.DataFrame, without: Sequence[str]) -> pd.DataFrame:
@@ -136,9 +132,3 @@ def difference_table(first: pd.DataFrame, second: pd.DataFrame, without: Sequenc
     if not same or not (tables[0].isna() == tables[1].isna()).all().all():
         raise ValueError("the two systems did not answer the same questions; compare results of one protocol")
     return tables[0] - tables[1]
-
-
-def _interval(value: float, drawn: np.ndarray) -> Difference:
-    """A difference with the 95 % interval and the two-sided p-value of its resamples."""
-    p = min(1.0, 2 * (min((drawn <= 0).sum(), (drawn >= 0).sum()) + 1) / (len(drawn) + 1))
-    return Difference(value, *map(float, np.percentile(drawn, [2.5, 97.5])), float(p))

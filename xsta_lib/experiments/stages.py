@@ -18,10 +18,11 @@ from ..baselines.aacl import AaclTrainer
 from ..baselines.calibrenet import (
     CalibreNetForQuestionAnswering,
     CalibreTrainer,
-    FoldAnswers,
     PhraseEdges,
+    Spans,
     answered_windows,
     fold_of,
+    fold_spans,
 )
 from ..baselines.lakm import LakmTrainer, lakm_tasks
 from ..baselines.phrases import training_passages
@@ -41,9 +42,8 @@ COUNTED = ("steps", "sequences", "tokens", "seconds")
 
 
 def spent(result: TrainingResult) -> dict[str, float]:
-    """What a training run cost; one from before steps were counted has them in its log."""
-    found = {name: getattr(result, name) for name in COUNTED}
-    return found | {"steps": max(result.steps, result.log[-1]["step"] if result.log else 0)}
+    """What a training run cost."""
+    return {name: getattr(result, name) for name in COUNTED}
 
 
 def add_stages(result: TrainingResult, stages: Mapping[str, Mapping[str, float]]) -> None:
@@ -111,7 +111,7 @@ class Stages:
 
     def answer_folds(
         self, source: Part, contexts: Sequence[str], fresh: Callable[[], XStaForQuestionAnswering]
-    ) -> tuple[FoldAnswers, dict[str, dict[str, float]]]:
+    ) -> tuple[Spans, dict[str, dict[str, float]]]:
         """Each fold of the source's rows answered by a reader trained on the others, and the cost by fold.
 
         Args:
@@ -135,7 +135,7 @@ class Stages:
         for fold in range(FOLDS):
             kept, costs[f"fold {fold}"] = once(self.folder / f"fold-{fold}.safetensors", partial(work, fold))
             answers[folds == fold] = kept["answers"].numpy()
-        return FoldAnswers(windows, contexts, answers), costs
+        return partial(fold_spans, windows, contexts, answers), costs
 
 
 def make_trainer(

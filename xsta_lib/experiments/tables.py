@@ -4,6 +4,7 @@ A table is a list of blocks, ``(heading, frame of texts)``: measured numbers and
 their protocols differ; every heading names the protocol.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from ..data.files import home, write_text_atomically
-from .experiment import place_of
 from .frames import (
     ALONE,
     LLM,
@@ -29,7 +29,7 @@ from .frames import (
     trained_on,
 )
 from .results import load_articles, load_scores, results_folder
-from .significance import Difference, average_interval, difference_table, seeds_and_articles
+from .significance import average_interval, difference_table, seeds_and_articles
 
 # The paper's tables: number, task, and the data set here that its numbers stand beside.
 TABLES = {1: ("MLQA", "mlqa"), 2: ("TyDiQA", "tydiqa"), 3: ("XQuAD", "xquad")}
@@ -43,22 +43,20 @@ ABLATION_ROWS = {
     ("alignment_token",): "w/o. alignment_t",
 }
 GDKS_NOTE = "w/o GDKS loses 1.1 F1 in MLQA's English and 1.3 in XQuAD's"  # the notes to Table 4
+# LaTeX's special characters, as captions have them; those of cells are escaped by pandas.
+SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"}
+SPECIAL |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 Block = tuple[str, pd.DataFrame]
 
 
-def average_with_interval(rows: pd.DataFrame, dataset: str) -> tuple[float, float, float]:
-    """A system's mean F1 over languages and its 95 % interval, over its seeds and the data set's articles.
+def average_with_interval(rows: pd.DataFrame, dataset: str) -> tuple[float, float, float, str]:
+    """A system's mean F1 over languages, its 95 % interval, and what that is over, such as ``3 seeds, 24 articles``.
 
     Questions take the place of articles that are not known.
     """
     files = rows["scores"].unique()
-    found = [load_scores(file, dataset) for file in files]
-    return average_interval(found, _articles(files[0], dataset), resamples=10_000)
-
-
-def average_is_over(rows: pd.DataFrame, dataset: str) -> str:
-    """What the interval of :func:`average_with_interval` is over, such as ``3 seeds, 24 articles``."""
-    return _over(rows["seed"].nunique(), _articles(rows["scores"].iloc[0], dataset))
+    found, articles = [load_scores(file, dataset) for file in files], _articles(files[0], dataset)
+    return *average_interval(found, articles, resamples=10_000), _over(len(files), articles)
 
 
 def _articles(file: str, dataset: str) -> dict[str, str]:
@@ -84,8 +82,7 @@ def results_block(frame: pd.DataFrame, dataset: str) -> Block:
         means = rows.groupby("language")[["f1", "em"]].mean().loc[part["language"].unique()]
         means.loc["avg"] = means.mean()
         lines[system] = dict(zip(means.index, _cells(means), strict=True))
-        _, low, high = average_with_interval(rows, dataset)
-        over = average_is_over(rows, dataset)
+        _, low, high, over = average_with_interval(rows, dataset)
         lines[system]["95 % interval of avg F1"] = f"{low:.1f} to {high:.1f} ({over})"
     table = pd.DataFrame(lines).T.rename_axis(f"{dataset} (F1 / EM)")
     return f"Measured, protocol {part['protocol'].iloc[0]}", table
@@ -147,22 +144,18 @@ def _difference_cells(
     """
     sides = [[load_scores(file, dataset) for file in files.iloc[:, place]] for place in (0, 1)]
     found = seeds_and_articles(*sides, articles, without)
-    cells = _interval_cells(found) | {"over": _over(len(files), articles)}
+    cells = {
+        "difference of F1": f"{found.value:+.1f}",
+        "95 % interval": f"{found.low:+.1f} to {found.high:+.1f}",
+        "p": f"{found.p:.4f}" if found.p >= 1e-3 else "below 0.001",
+        "over": _over(len(files), articles),
+    }
     if len(files) > 1:
         each = [difference_table(*pair, without).mean().mean() for pair in zip(*sides, strict=True)]
         cells["each seed"] = ", ".join(f"{value:+.1f}" for value in each)
     if (machines != "").all() and (machines[:, 0] != machines[:, 1]).any():
         cells["machines"] = " and ".join(dict.fromkeys(machines.ravel()))
     return cells
-
-
-def _interval_cells(found: Difference) -> dict[str, str]:
-    """A difference as cells of a table."""
-    return {
-        "difference of F1": f"{found.value:+.1f}",
-        "95 % interval": f"{found.low:+.1f} to {found.high:+.1f}",
-        "p": f"{found.p:.4f}" if found.p >= 1e-3 else "below 0.001",
-    }
 
 
 def cost_block(results: Sequence[dict]) -> Block:
@@ -297,15 +290,16 @@ def latex(block: Block, label: str) -> str:
     shown = table.rename_axis(None).style.format(escape="latex")
     shown = shown.format_index(escape="latex").format_index(escape="latex", axis="columns")
     form = {"hrules": True, "column_format": "l" + "r" * len(table.columns), "position": "ht"}
-    return shown.to_latex(**form, caption=heading.replace("%", r"\%").replace("_", r"\_"), label=label)
+    caption = heading.translate(str.maketrans(SPECIAL))
+    return shown.to_latex(**form, caption=caption, label=re.sub(r"[^\w.:-]+", "-", label))
 
 
-def write_tables(results: Sequence[dict], protocol: str, folder: Path | None = None) -> list[Path]:
+def write_tables(results: Sequence[dict], folder: Path | None = None) -> list[Path]:
     """Write a protocol's tables, measured beside the paper's: ``tables.md`` and ``tables.tex`` in its folder.
 
     The results are of one setting; files of one that is not the protocol's own have its name, ``tables-mbert.md``.
     """
-    frame, label = metrics_frame(results), protocol_label(results[0])
+    frame, label, place = metrics_frame(results), protocol_label(results[0]), results[0]["protocol"]
     if not _paper_blocks(4):
         print("xsta: the paper's numbers are left out; they lie in the repository, data/paper", file=sys.stderr)
     measured, known = compared_systems(frame), [dataset for _, dataset in TABLES.values()]
@@ -315,12 +309,12 @@ def write_tables(results: Sequence[dict], protocol: str, folder: Path | None = N
     blocks["Differences"] = difference_blocks(measured)
     blocks["What each system took"] = [cost_block(results)]
     text = [f"# Protocol {label}: tables", *(f"## {d}\n\n{markdown(table)}" for d, (_, table) in own.items())]
-    tex = ["% needs \\usepackage{booktabs}", *(latex(block, f"tab:{protocol}-{d}") for d, block in own.items())]
+    tex = ["% needs \\usepackage{booktabs}", *(latex(block, f"tab:{place}-{d}") for d, block in own.items())]
     for number, (title, found) in enumerate(blocks.items(), 1):
         text += [f"## {title}", *(f"{heading}:\n\n{markdown(table)}" for heading, table in found)]
-        tex += [latex(block, f"tab:{protocol}-{number}-{place}") for place, block in enumerate(found)]
-    name = f"tables{file_label(results[0]).removeprefix(results[0]['protocol'])}"
-    paths = [(folder or results_folder()) / place_of(protocol) / f"{name}.{kind}" for kind in ("md", "tex")]
+        tex += [latex(block, f"tab:{place}-{number}-{count}") for count, block in enumerate(found)]
+    name = f"tables{file_label(results[0]).removeprefix(place)}"
+    paths = [(folder or results_folder()) / place / f"{name}.{kind}" for kind in ("md", "tex")]
     write_text_atomically(paths[0], "\n\n".join(text) + "\n")
     write_text_atomically(paths[1], "\n".join(tex) + "\n")
     return paths

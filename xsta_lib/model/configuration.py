@@ -16,23 +16,27 @@ from .aligning import TOKEN_ALIGNMENTS
 from .sharing import SHARING_MODES, WEIGHTINGS
 from .teaching import NORMALISATIONS, STATISTICS, TEACHER_FORMS
 
-ABLATIONS = ("gdks", "atgc", "atgc_inference", "rep_norm", "alignment_sentence", "alignment_token")
-CALIBRATIONS = ("probabilities", "logits", "none")
+ABLATIONS = {  # of Table 4, by name: the fields that they set
+    "gdks": {"sharing": "cross-attention"},
+    "atgc": {"teacher": "none", "calibration": "none"},
+    "atgc_inference": {"calibration": "none"},
+    "rep_norm": {"normalisation": "none"},
+    "alignment_sentence": {"zeta": 0.0},
+    "alignment_token": {"eta": 0.0},
+}
 STATES = ("hidden", "normalised")
-KEYS = ("all", "content")
-SOURCE_ROWS = ("all", "span")
 
 CHOICES = {
     "sharing": SHARING_MODES,
     "sharing_weighting": WEIGHTINGS,
-    "sharing_keys": KEYS,
-    "source_rows": SOURCE_ROWS,
+    "sharing_keys": ("all", "content"),
+    "source_rows": ("all", "span"),
     "span_states": STATES,
     "sentence_states": STATES,
     "normalisation": NORMALISATIONS,
     "normalisation_statistics": STATISTICS,
     "teacher": (*TEACHER_FORMS, "none"),
-    "calibration": CALIBRATIONS,
+    "calibration": ("probabilities", "logits", "none"),
     "token_alignment": TOKEN_ALIGNMENTS,
 }
 RANGES = {
@@ -157,20 +161,11 @@ class XStaConfig(PreTrainedConfig):
 
     def _apply_ablations(self) -> None:
         self.without = list(dict.fromkeys(self.without or []))
-        if unknown := set(self.without) - set(ABLATIONS):
+        if unknown := set(self.without) - ABLATIONS.keys():
             raise ValueError(f"without names {sorted(unknown)}; allowed: {', '.join(ABLATIONS)}")
-        if "gdks" in self.without:
-            self.sharing = "cross-attention"
-        if "atgc" in self.without:
-            self.teacher, self.calibration = "none", "none"
-        if "atgc_inference" in self.without:
-            self.calibration = "none"
-        if "rep_norm" in self.without:
-            self.normalisation = "none"
-        if "alignment_sentence" in self.without:
-            self.zeta = 0.0
-        if "alignment_token" in self.without:
-            self.eta = 0.0
+        for ablation in self.without:
+            for field, value in ABLATIONS[ablation].items():
+                setattr(self, field, value)
 
     def _check_combinations(self) -> None:
         if self.calibration != "none" and self.teacher == "none":

@@ -175,19 +175,12 @@ def find_self_attention(encoder: nn.Module, layer: int) -> nn.Module:
     """The self-attention module of layer ``layer`` (counted from 1) of a BERT-like encoder.
 
     Raises:
-        ValueError: no such layer, or an encoder whose attention is not built of query, key and value projections.
+        ValueError: an encoder that is none of ``ENCODERS``.
     """
-    name = getattr(getattr(encoder, "config", None), "model_type", type(encoder).__name__)
-    layers = getattr(getattr(encoder, "encoder", None), "layer", None)
-    if layers is None or name not in ENCODERS:
+    name = encoder.config.model_type
+    if name not in ENCODERS:
         raise ValueError(f"encoder {name!r} cannot take the sharing layer; use one of {', '.join(ENCODERS)}")
-    if not 1 <= layer <= len(layers):
-        raise ValueError(f"sharing_layer is {layer}; encoder {name!r} has layers 1 to {len(layers)}")
-    attention = getattr(getattr(layers[layer - 1], "attention", None), "self", None)
-    projections = [getattr(attention, part, None) for part in ("query", "key", "value")]
-    if not all(isinstance(part, nn.Linear) for part in projections) or not hasattr(attention, "num_attention_heads"):
-        raise ValueError(f"encoder {name!r} cannot take the sharing layer: no query/key/value in attention.self")
-    return attention
+    return encoder.encoder.layer[layer - 1].attention.self
 
 
 def install_sharing(

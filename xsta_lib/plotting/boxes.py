@@ -12,9 +12,7 @@ TEXTS = {
     "demo": "the small corpus in data/demo, 180 questions in seven languages",
     "parallel": "TyDiQA's English and half of XQuAD's articles in eleven languages, professional translations",
 }
-WORTH = {
-    "demo": "trained in minutes on a toy: it shows the machinery, and its scores say nothing of the method",
-}
+TOY = "trained in minutes on a toy: it shows the machinery, and its scores say nothing of the method"
 ONE_RUN = "one training run: another seed may move a score by as much as two systems differ"
 
 
@@ -36,7 +34,7 @@ def model_box(result: Mapping | None = None, wanted: str = "", command: str = ""
     length = "one epoch" if result is None else f"{max(line['step'] for line in result['log'])} steps"
     frozen = ", word embeddings frozen" if config.get("freeze_embeddings") else ""  # not in older results
     trained = f"{config['method']} on {TEXTS.get(protocol, protocol)}; {length}, seed {config['seed']}{frozen}"
-    lines = {"Model": name, "Trained": trained, "Worth": WORTH.get(protocol, ONE_RUN)}
+    lines = {"Model": name, "Trained": trained, "Worth": TOY if protocol == "demo" else ONE_RUN}
     fallback = bool(wanted) and wanted != protocol
     if fallback:
         command = command or f"xsta train --protocol {wanted} --method {config['method']}"

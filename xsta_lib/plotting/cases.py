@@ -4,7 +4,7 @@ import html
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import chain
 from types import MappingProxyType
 
 from matplotlib.axes import Axes
@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..data.squad import Answer, Question
+from ..data.squad import Question
 from ..experiments.inspection import Case
-from .style import BLUE, DPI, GREEN, YELLOW, use_fonts
+from .style import BLUE, DPI, GREEN, YELLOW, legend, use_fonts
 
 SIZE = 9  # of the letters, in points
 EM = SIZE * DPI / 72  # in pixels, as all below
@@ -45,27 +45,19 @@ def from_right(text: str) -> bool:
     return kinds["R"] + kinds["AL"] > kinds["L"]
 
 
-def highlight(question: Question, predicted: str, language: str, score: float | None = None) -> str:
-    """HTML of a question and its context: gold answer underlined in green, prediction on yellow.
+def highlight(question: Question, language: str) -> str:
+    """HTML of a question and its context, the gold answer underlined in green.
 
-    Args:
-        predicted: its occurrence nearest to the gold answer is marked.
-        language: of the question, for the browser's choice of letters; the text itself says its direction.
-        score: the prediction's probability, 0 to 1.
+    ``language`` is for the browser's choice of letters; the text itself says its direction.
     """
-    gold = question.answers[0] if question.answers else Answer("", 0)  # not every gold text is a span
-    spans = {f"border-bottom:3px solid {GREEN}": (gold.start, gold.end)}
-    if span := locate(question.context, predicted, gold.start):
-        spans[f"background:{YELLOW};color:black"] = span  # a dark page's letters are white
-    pieces = []
-    for low, high in pairwise(sorted({0, len(question.context), *chain(*spans.values())})):
-        text = html.escape(question.context[low:high])
-        style = "".join(f"{mark};" for mark, (start, end) in spans.items() if start <= low < end)
-        pieces.append(f'<span style="{style}">{text}</span>' if style else text)
-    shown = "" if score is None else f" <small>(p = {score:.2g})</small>"
-    asked = f"<b>{html.escape(question.question)}</b>{shown}<br>"
-    direction = "rtl" if from_right(question.context) else "ltr"
-    return f'<div dir="{direction}" lang="{language}" style="margin:0.6em 0">{asked}{"".join(pieces)}</div>'
+    context = question.context
+    text, direction = html.escape(context), "rtl" if from_right(context) else "ltr"
+    for gold in question.answers[:1]:  # not every gold text is a span
+        parts = context[: gold.start], context[gold.start : gold.end], context[gold.end :]
+        before, marked, after = map(html.escape, parts)
+        text = f'{before}<span style="border-bottom:3px solid {GREEN};">{marked}</span>{after}'
+    asked = f"<b>{html.escape(question.question)}</b><br>"
+    return f'<div dir="{direction}" lang="{language}" style="margin:0.6em 0">{asked}{text}</div>'
 
 
 def _breaks(text: str, at: int) -> bool:
@@ -144,6 +136,27 @@ def mark_look(style: str) -> dict:
     return {"fill": False, "edgecolor": colour} if style == "target" else {"color": colour, "linewidth": 0}
 
 
+def page(width: float) -> Axes:
+    """The axes of a page so many inches wide whose units are pixels, top down, and end where :func:`cut_page` says."""
+    use_fonts()
+    figure = Figure(figsize=(width, 20), dpi=DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width * DPI), ylim=(20 * DPI, 0))
+    return axes
+
+
+def cut_page(axes: Axes, bottom: float, names: Mapping[str, str]) -> Figure:
+    """The figure of a :func:`page`, cut at ``bottom`` (pixels), with a key that names marks by style there."""
+    figure = axes.figure
+    handles = [Rectangle((0, 0), 1, 1, label=name, **mark_look(style)) for style, name in names.items()]
+    figure.set_size_inches(figure.get_figwidth(), bottom / DPI)
+    axes.set(ylim=(bottom, 0))
+    axes.axis("off")
+    legend(axes, handles=handles, ncols=len(names), fontsize=8, loc="lower left", bbox_to_anchor=(0.012, 0))
+    return figure
+
+
 def _draw_case(axes: Axes, case: Case, width: float, top: float) -> float:
     """Draw both sides of a case; returns where it ends."""
     half = 0.47 * width
@@ -169,23 +182,12 @@ def case_picture(cases: Sequence[Case], note: str = "") -> Figure:
     nearest to the gold answer is marked, which may not be the one that the model chose. ``note`` stands at the
     bottom, such as where the texts come from.
     """
-    use_fonts()
-    figure = Figure(figsize=(11, 20), dpi=DPI)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    width, low = 11 * DPI, 0.0
-    axes.set(xlim=(0, width), ylim=(20 * DPI, 0))
+    axes, width, low = page(11), 11 * DPI, 0.0
     for case in cases:
         verb = {"success": "mends", "failure": "spoils"}[case.kind]
         pair, count = f"{case.source_language}, {case.language}", f"such questions in {case.language}: {case.found}"
         text = f"{pair}: calibration {verb} the answer ({count})"
         axes.text(0.02 * width, low + 0.2 * DPI, text, fontsize=9, color="0.4", va="center")
         low = _draw_case(axes, case, width, low + 0.55 * DPI) + 0.1 * DPI
-    bottom = low + 0.5 * DPI
     axes.text(0.98 * width, low + 0.12 * DPI, note, fontsize=8, color="0.4", ha="right", va="center")
-    handles = [Rectangle((0, 0), 1, 1, label=mark[-1], **mark_look(style)) for style, mark in MARKS.items()]
-    figure.set_size_inches(11, bottom / DPI)
-    axes.set(ylim=(bottom, 0))
-    axes.axis("off")
-    axes.legend(handles=handles, ncols=4, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.012, 0))
-    return figure
+    return cut_page(axes, low + 0.5 * DPI, {style: mark[-1] for style, mark in MARKS.items()})

@@ -178,12 +178,12 @@ def tsne_scatter(frame: pd.DataFrame, scores: pd.DataFrame, examples: Sequence[s
     return figure
 
 
-def _name_tokens(axes: Axes, tokens: Sequence[str], weights: np.ndarray, count: int = 8) -> None:
-    """Name the tokens with the largest weights below an axes.
+def _name_tokens(axes: Axes, tokens: Sequence[str], weights: np.ndarray) -> None:
+    """Name the eight tokens with the largest weights below an axes.
 
     Neighbours share one label, below the heaviest of them. Of two labels that would overprint the lighter is left out.
     """
-    places = np.sort(np.argsort(weights)[-count:])
+    places = np.sort(np.argsort(weights)[-8:])
     runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
     wide = len(weights) / 64  # an upright label's width, in tokens
     names: dict[int, str] = {}
@@ -224,11 +224,11 @@ def distribution_lines(found: Explanation, side: int = 0, around: int = 0) -> Fi
     return figure
 
 
-def teacher_view(found: Explanation, side: int = 0) -> Figure:
-    """Where the teacher looks: its attention to the source's likeliest answer token, along the target's tokens."""
+def teacher_view(found: Explanation) -> Figure:
+    """Where the teacher looks: its attention to the likeliest start in the source, along the target's tokens."""
     use_fonts()
     figure, (axes,) = panels(9, 2.6)
-    column = int(found.source[:, side].argmax())
+    column = int(found.source[:, 0].argmax())
     weights = found.teacher_attention[:, column]
     axes.bar(range(len(weights)), weights, color=BLUE, width=1.0)
     _name_tokens(axes, found.target_tokens, weights)

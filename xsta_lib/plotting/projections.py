@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 import seaborn
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from ..data.files import home
 from ..data.squad import Question
 from ..experiments.projection import case, projection_table
 from ..translation.spans import Projection
-from .cases import EM, Column, mark_look
-from .style import DPI, panels, save, use_fonts
+from .cases import EM, Column, cut_page, page
+from .style import DPI, panels, save
 
 KEY = {"gold": "gold (line below)", "calibrated": "projected (yellow)"}  # the marks of cases.py that are used here
 
@@ -36,12 +34,7 @@ def projection_picture(source: Question, targets: Mapping[str, tuple[Question, S
         source: with its answer.
         targets: by language, the question there and its spans, best first; the best is marked, all are written out.
     """
-    use_fonts()
-    width, top = 9 * DPI, 20 * DPI
-    figure = Figure(figsize=(9, 20), dpi=DPI)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(top, 0))
+    axes, width = page(9), 9 * DPI
     column = Column(axes, 0.02 * width, 0.96 * width, 2 * EM)
     column.text(source.question, weight="bold")
     gold = source.answers[0]
@@ -58,13 +51,7 @@ def projection_picture(source: Question, targets: Mapping[str, tuple[Question, S
             written = Column(axes, column.left + 0.16 * width, 0.8 * width, low)
             written.text(target.context[span.start : span.end])
             column.y = written.y
-    bottom = column.y + 2 * EM
-    handles = [Rectangle((0, 0), 1, 1, label=text, **mark_look(style)) for style, text in KEY.items()]
-    figure.set_size_inches(9, bottom / DPI)
-    axes.set(ylim=(bottom, 0))
-    axes.axis("off")
-    axes.legend(handles=handles, ncols=2, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.012, 0))
-    return figure
+    return cut_page(axes, column.y + 2 * EM, KEY)
 
 
 def write_projection_figures(figures: Path | None = None) -> list[Path]:

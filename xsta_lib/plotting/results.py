@@ -14,7 +14,6 @@ import seaborn
 from matplotlib.figure import Figure
 
 from ..data.files import BOX, home, read_json
-from ..data.folders import language_name
 from ..data.squad import Question
 from ..experiments.experiment import GAMMAS, LAYERS, backbone_tag, place_of, setting_of
 from ..experiments.frames import (
@@ -38,7 +37,7 @@ from ..experiments.inspection import attention_maps, inspected_label, read_cases
 from ..experiments.packing import SCORES
 from ..experiments.results import load_all_results, results_folder
 from ..experiments.significance import Difference
-from ..experiments.tables import average_is_over, average_with_interval, write_tables
+from ..experiments.tables import average_with_interval, write_tables
 from .cases import case_picture
 from .lessons import attention_curves, attention_heatmaps, tsne_scatter
 from .style import (
@@ -92,18 +91,18 @@ def language_bars(frame: pd.DataFrame, dataset: str) -> Figure:
     averages = {name: average_with_interval(part[part["system"] == name], dataset) for name in colours}
     source = part["source_language"].iloc[0]
     mean = f"average,\n{source} included" if source in set(part["language"]) else "average"
-    rows = [(name, mean, value) for name, (value, _, _) in averages.items()]
+    rows = [(name, mean, value) for name, (value, *_) in averages.items()]
     shown = pd.concat([part[["system", "language", "f1"]], pd.DataFrame(rows, columns=["system", "language", "f1"])])
     languages = part["language"].nunique()
     figure, (axes,) = panels(max(7, max(0.95, 0.12 * len(colours)) * languages + 2), 3.6)
     grouped_bars(axes, shown, "language", "f1", "system", colours)
     several = part.groupby("system", sort=False)["seed"].nunique() > 1
     for name, bars in zip(colours, list(axes.containers), strict=True):
-        place, (value, low, high) = bars[-1].get_x() + bars[-1].get_width() / 2, averages[name]
+        place, (value, low, high, _) = bars[-1].get_x() + bars[-1].get_width() / 2, averages[name]
         colour = "black" if several[name] else "0.35"
         axes.errorbar(place, value, _arms(value, low, high), color=colour, capsize=1.5, linewidth=0.8)
     axes.axvline(languages - 0.5, color="0.8", linewidth=1)
-    over = dict.fromkeys((several[name], average_is_over(part[part["system"] == name], dataset)) for name in colours)
+    over = dict.fromkeys((several[name], averages[name][-1]) for name in colours)
     told = [text + (" (black)" if seeds else " (grey)") * (len(over) > 1) for seeds, text in over]
     axes.set(ylabel="F1 (%)", title=f"F1 by language: {dataset} (protocol {part['protocol'].iloc[0]})")
     axes.set_xlabel(f"95 % intervals of the average over {' or '.join(told)}", fontsize="small")
@@ -177,21 +176,18 @@ def mixture_points(f1: pd.DataFrame, source_f1: float, title: str) -> Figure:
     return figure
 
 
-def reading_bars(
-    metrics: Mapping[str, Mapping[str, Mapping[str, float]]], title: str, source_language: str = "en"
-) -> Figure:
-    """F1 by language of one reader, a colour a source: with its source beside, and alone."""
-    beside = f"{language_name(source_language)} beside"
+def reading_bars(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
+    """F1 by language of one reader, a colour a source: with its English beside, and alone."""
     rows = [
-        {beside: source, "language": language, "f1": values["f1"]}
+        {"source": source, "language": language, "f1": values["f1"]}
         for source, by_language in metrics.items()
         for language, values in by_language.items()
     ]
     frame = pd.DataFrame(rows)
     figure, (axes,) = panels(max(5, 0.6 * frame["language"].nunique() + 2), 3)
-    grouped_bars(axes, frame, "language", "f1", beside, dict(zip(metrics, PALETTE, strict=False)))
+    grouped_bars(axes, frame, "language", "f1", "source", dict(zip(metrics, PALETTE, strict=False)))
     axes.set(ylabel="F1 (%)", title=title, ylim=(0, 100))
-    legend(axes, title=beside, **BESIDE)
+    legend(axes, title="English beside", **BESIDE)
     return figure
 
 
@@ -278,15 +274,15 @@ def answer_positions(source: Sequence[Question], targets: Mapping[str, Sequence[
     return pd.concat(sides, names=["language", "id"]).dropna().reset_index()
 
 
-def position_scatter(positions: pd.DataFrame, source_language: str = "en") -> Figure:
-    """Answer positions, source against target, one panel a language; r is the correlation."""
+def position_scatter(positions: pd.DataFrame) -> Figure:
+    """Answer positions, English against target, one panel a language; r is the correlation."""
     parts = dict(list(positions.groupby("language", sort=False)))
     figure, sides = panels(2.3 * len(parts), 2.9, len(parts), sharey=True)
     for axes, (language, part) in zip(sides, parts.items(), strict=True):
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=0)
         seaborn.scatterplot(part, x="source", y="target", ax=axes, s=12, color=BLUE, alpha=0.6, linewidth=0)
         axes.set_title(f"{language}, r = {part['source'].corr(part['target']):.2f}", fontsize="medium")
-        axes.set(xlabel=f"place in {language_name(source_language)}", ylabel="place in target", aspect="equal")
+        axes.set(xlabel="place in English", ylabel="place in target", aspect="equal")
     return figure
 
 
@@ -364,5 +360,5 @@ def write_figures(protocol: str, folder: Path | None = None, figures: Path | Non
         if setting_of(config) == backbone_tag(config["backbone"]):  # other settings are not inspected
             drawn |= _inspection_figures(protocol, folder, config["backbone"])
         written += [save(figure, figures / f"{picture}-{name}.png") for picture, figure in drawn.items()]
-        written += write_tables(results, protocol, folder)
+        written += write_tables(results, folder)
     return written

@@ -18,7 +18,7 @@ from ..data.windows import window_cache
 from ..model.modeling import XStaForQuestionAnswering
 from ..training import ranks
 from ..training.machine import has_bf16, peak_memory_bytes, versions
-from .metrics import Score, aggregate, score_all, write_predictions
+from .metrics import Score, aggregate, score, write_predictions
 from .predictor import Predictor
 
 CODE = Path(__file__).resolve().parents[1]
@@ -38,11 +38,10 @@ def evaluate_model(
     tokenizer: PreTrainedTokenizerBase,
     test: TestSet,
     source: str = "gold",
-    reading: str = "calibrated",
     progress: bool = True,
 ) -> Evaluation:
-    """Answer a test set and score it under one reading; arguments as for :func:`answer_test`."""
-    return score_answers(test, answer_test(model, tokenizer, test, source, (reading,), progress)[reading])
+    """Answer a test set and score the calibrated answers; arguments as for :func:`answer_test`."""
+    return score_answers(test, answer_test(model, tokenizer, test, source, ("calibrated",), progress)["calibrated"])
 
 
 def answer_test(
@@ -81,8 +80,8 @@ def score_answers(test: TestSet, answers: Mapping[str, Mapping[str, str]]) -> Ev
     """Score the answers of one reading, by language and question id; a missing one counts as wrong."""
     scores = {}
     for language, questions in test.questions.items():
-        golds = {q.id: q.golds for q in questions}
-        scores[language] = score_all(answers[language], golds, language, test.rule)
+        found = answers[language]
+        scores[language] = {q.id: score(found.get(q.id), q.golds, language, test.rule) for q in questions}
     metrics = {language: aggregate(values) for language, values in scores.items()}
     return Evaluation(metrics, scores, {language: dict(texts) for language, texts in answers.items()})
 

@@ -87,50 +87,40 @@ def _remedy(text: str) -> str:
     return f"{said}; write each question with its context on a line of its own: {FORM}"
 
 
-def digest_of(request: dict, language: str | None, n_best: int) -> str:
-    """What an answer depends on beside the model, in 16 letters."""
-    asked = [request[key] for key in NEEDED], request.get("language", language), n_best
+def digest_of(request: dict, language: str | None, n_best: int, weights: str) -> str:
+    """What an answer depends on beside the model's name, in 16 letters."""
+    asked = [request[key] for key in NEEDED], request.get("language", language), n_best, weights
     source = [request.get(key) for key in ("source_question", "source_context")]
     return sha256(json.dumps([*asked, source]).encode()).hexdigest()[:16]
 
 
-def finished(output: Path, requests: Sequence[dict], model: str, digests: Sequence[str], weights: str = "") -> int:
+def finished(output: Path, requests: Sequence[dict], model: str, digests: Sequence[str]) -> int:
     """How many answers ``output`` holds already; a torn last line is cut off, and said.
-
-    Lines of older versions bear no digest: they are kept, and said.
 
     Args:
         digests: of the requests, see :func:`digest_of`.
-        weights: a key of the model's, where it is known.
 
     Raises:
         ValueError: they are answers to other questions, of another model or with other options, or no answers at all.
     """
-    lines, undated = whole_lines(output), 0
-    remedy = "name another --output, or delete this file"
+    lines, remedy = whole_lines(output), "name another --output, or delete this file"
+    wanted = [(request["question"], request.get("id"), model) for request in requests]
     for number, line in enumerate(lines, 1):
         try:
             known = json.loads(line)
             kept = known["question"], known.get("id"), known["model"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{output}, line {number}: no answer of this command; {remedy}") from error
-        wanted = requests[number - 1] if number <= len(requests) else {}
-        if kept != (wanted.get("question"), wanted.get("id"), model):
+        if [kept] != wanted[number - 1 : number]:  # of lines beyond the questions none is wanted
             raise ValueError(f"{output}, line {number}: the answer to another question or of another model; {remedy}")
-        if known.get("digest", digests[number - 1]) != digests[number - 1]:
-            said = "answered with another context, language, source or --n-best"
+        if known.get("digest") != digests[number - 1]:
+            said = "answered with another context, language, source, --n-best or weights"
             raise ValueError(f"{output}, line {number}: {said}; {remedy}")
-        if known.get("weights", weights) != weights:
-            raise ValueError(f"{output}, line {number}: {model} had other weights when it answered; {remedy}")
-        undated += "digest" not in known
     torn = output.read_bytes().rpartition(b"\n")[2] if output.exists() else b""
     begun = [json.dumps(_about(due, model), ensure_ascii=False)[:-1].encode() for due in requests[len(lines) :][:1]]
     if torn and not any(torn.startswith(start) or start.startswith(torn) for start in begun):
         raise ValueError(f"{output}, line {len(lines) + 1}: no answer of this command; {remedy}")
     cut_torn_line(output)
-    if undated:
-        said = f"{undated} answers of an older version are kept, though their context and options are not known"
-        warnings.warn(f"{output}: {said}; to answer anew, {remedy}", stacklevel=3)
     return len(lines)
 
 
@@ -175,7 +165,7 @@ def answer_lines(
     output: Path | None,
     language: str | None,
     n_best: int,
-    weights: str = "",
+    weights: str,
     **options,
 ) -> None:
     """Answer questions in order, each a JSON line, with a bar; what was left out of all of them is said at the end.
@@ -187,12 +177,12 @@ def answer_lines(
         output: a file, written on behind the answers that it has; a pipe or another device takes all, and so does the
             screen for ``None``.
         language: of the questions that do not say theirs; ``None`` finds it out.
-        weights: a key of the reader's weights, which every line bears too where it is known.
+        weights: a key of the reader's, empty where there is none; answers of other weights are not gone on with.
         n_best, options: ``translate`` and ``project`` among them, as for :meth:`xsta_lib.reader.Reader.answer`.
     """
-    digests = [digest_of(request, language, n_best) for request in requests]
+    digests = [digest_of(request, language, n_best, weights) for request in requests]
     file_there = output and (output.is_file() or not output.exists())  # others have no answers to go on behind
-    done = finished(output, requests, model, digests, weights) if file_there else 0
+    done = finished(output, requests, model, digests) if file_there else 0
     if done == len(requests):
         print(f"xsta: {output}: all {done} questions are answered already; nothing is left to do", file=sys.stderr)
         return
@@ -210,7 +200,6 @@ def answer_lines(
                 with _naming(output):
                     for request, answer, digest in zip(part, answers, digests[low:], strict=False):
                         line = _about(request, model) | answer.to_dict() | {"digest": digest}
-                        line |= {"weights": weights} if weights else {}
                         print(as_json(line, file), file=file)
                     file.flush()
                 bar.update(len(part))

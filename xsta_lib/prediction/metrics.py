@@ -99,13 +99,6 @@ def score(prediction: str | None, golds: Sequence[str], language: str, rule: str
     return Score(max(s.em for s in scores), max(s.f1 for s in scores))
 
 
-def score_all(
-    predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]], language: str, rule: str
-) -> dict[str, Score]:
-    """Scores of every gold question by id; questions without a prediction score 0 and still count."""
-    return {key: score(predictions.get(key), texts, language, rule) for key, texts in golds.items()}
-
-
 def aggregate(scores: Mapping[str, Score]) -> dict[str, float]:
     """``{"f1": percent, "em": percent, "n": questions}`` of one language."""
     n = len(scores)

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..data.batches import TEXT_INPUTS
 from ..encoders.e5_file import BackboneError
 from ..model.modeling import XStaOutput
 from ..model.teaching import masked_softmax
-
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class PlainReader(nn.Module):
@@ -29,7 +28,7 @@ class PlainReader(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model, self.config = model, SimpleNamespace(source_language=None, reads_pairs=False)
+        self.model, self.config = model, SimpleNamespace(reads_pairs=False, source_language="en", languages=())
         accepted = inspect.signature(model.forward).parameters
         if unread := {"bbox", "pixel_values", "visual_feats"} & set(accepted):
             raise BackboneError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.batches import collate_windows
+from ..data.batches import TEXT_INPUTS, collate_windows
 from ..data.files import is_blank
 from ..data.squad import Question
 from ..data.windows import Windows, WindowSpec, build_windows, pair_windows
@@ -24,6 +24,7 @@ READINGS = ("calibrated", "target", "teacher")
 
 # How a span is chosen: the best of so many starts and ends, so many tokens long at most (the release's values).
 N_BEST, MAX_ANSWER_TOKENS = 20, 30
+CHUNK = 8  # batches of source windows whose states are held in memory at a time
 
 
 class Span(NamedTuple):
@@ -68,11 +69,11 @@ Predictions = dict[str, dict[str, dict[str, Prediction]]]
 
 def pair_scores(
     p: Tensor, allowed: Tensor, n_best: int = N_BEST, max_tokens: int = MAX_ANSWER_TOKENS
-) -> tuple[Tensor, Tensor, Tensor, int]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """``p_start * p_end`` of the pairs of each row's n best starts and ends; arguments as for :func:`best_spans`.
 
     Returns:
-        ``(start, end, score, n)``, the first three (B, n, n); the score is -1 where a pair is no span.
+        ``(start, end, score)``, (B, n, n) each; the score is -1 where a pair is no span.
     """
     p = p.masked_fill(~allowed[..., None], -1.0)
     n = min(n_best, p.shape[1])
@@ -81,7 +82,7 @@ def pair_scores(
     starts, ends = starts[:, :, None].expand(-1, n, n), ends[:, None, :].expand(-1, n, n)
     length = ends - starts + 1
     valid = (length >= 1) & (length <= max_tokens) & (p_start[:, :, None] >= 0) & (p_end[:, None, :] >= 0)
-    return starts, ends, (p_start[:, :, None] * p_end[:, None, :]).masked_fill(~valid, -1.0), n
+    return starts, ends, (p_start[:, :, None] * p_end[:, None, :]).masked_fill(~valid, -1.0)
 
 
 def best_spans(
@@ -101,7 +102,8 @@ def best_spans(
         ``(start, end, score)``, (B, count) each, or fewer where there are fewer starts; the score is
         ``p_start * p_end``, -1 where there is no further span.
     """
-    starts, ends, scores, n = pair_scores(p, allowed, n_best, max_tokens)
+    starts, ends, scores = pair_scores(p, allowed, n_best, max_tokens)
+    n = scores.shape[1]
     found, count = [], min(count, n)  # n starts have no more spans that lie apart
     for _ in range(count):
         score, index = scores.flatten(1).max(1)
@@ -163,7 +165,6 @@ class Predictor:
         spec: window lengths.
         cache: folder for token windows.
         autocast: run the encoder in bfloat16.
-        chunk: how many source windows' states are held in memory at a time; 8 batches' by default.
         multiple: lengths are rounded up to a multiple of it.
         alternatives, overlapping: how many spans a prediction keeps under these names.
     """
@@ -176,15 +177,14 @@ class Predictor:
         spec: WindowSpec | None = None,
         cache=None,
         autocast: bool = False,
-        chunk: int | None = None,
         multiple: int = 8,
         alternatives: int = 1,
         overlapping: int = 0,
     ):
         self.model, self.tokenizer = model, tokenizer
         self.batch_size = batch_size or (32 if model.device.type == "cpu" else 128)
-        self.chunk, self.spec = chunk or 8 * self.batch_size, spec or WindowSpec()
-        self.cache, self.autocast, self.multiple = cache, autocast, multiple
+        self.spec, self.cache = spec or WindowSpec(), cache
+        self.autocast, self.multiple = autocast, multiple
         self.alternatives, self.overlapping = alternatives, overlapping
 
     @cached_property
@@ -277,8 +277,9 @@ class Predictor:
 
         With ``answer_source`` the source's own passes answer its questions.
         """
-        for low in range(0, len(source_windows), self.chunk):
-            high = min(low + self.chunk, len(source_windows))
+        size = CHUNK * self.batch_size
+        for low in range(0, len(source_windows), size):
+            high = min(low + size, len(source_windows))
             chosen = {name: np.flatnonzero((p >= low) & (p < high)) for name, p in paired.items()}
             used = [paired[language][indices] for language, indices in chosen.items()]
             needed = np.arange(low, high) if answer_source else np.unique(np.concatenate([*used, np.array([], int)]))
@@ -312,8 +313,7 @@ class Predictor:
         batch = collate_windows(windows, indices, pad_id, self.multiple, longest)
         if self.cls_type:
             batch["token_type_ids"][batch["input_ids"] == self.tokenizer.cls_token_id] = self.cls_type
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        return {name: batch[name].to(self.model.device) for name in names if name in batch}
+        return {name: batch[name].to(self.model.device) for name in TEXT_INPUTS if name in batch}
 
     def _decode(
         self, output: XStaOutput, windows: Windows, batch: Sequence[int], language: str, found: Predictions
@@ -342,7 +342,7 @@ class Predictor:
         """The best spans of one window, overlapping ones too, as many as asked for."""
         if not self.overlapping:
             return ()
-        starts, ends, scores = (value.flatten() for value in pair_scores(p[None], allowed[None])[:3])
+        starts, ends, scores = (value.flatten() for value in pair_scores(p[None], allowed[None]))
         best, places = scores.topk(min(self.overlapping, len(scores)))
         chosen = zip(starts[places].tolist(), ends[places].tolist(), best.tolist(), strict=True)
         spans = [span_of(windows, index, *span) for span in chosen if span[2] >= 0]

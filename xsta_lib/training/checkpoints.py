@@ -24,11 +24,7 @@ class CheckpointError(ValueError):
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
-    flat = {}
-    for index, values in state.items():
-        for name, value in values.items():
-            flat[f"{index}.{name}"] = value if torch.is_tensor(value) else torch.tensor(value)
-    return flat
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
@@ -79,15 +75,20 @@ def save_checkpoint(
         save_file(_flatten_optimizer(optimizer), str(temporary / "optimizer.safetensors"))
         save_file(flat, str(temporary / "random.safetensors"))
         (temporary / "state.json").write_text(json.dumps({"format": FORMAT, **state}), "utf-8")
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder by their steps; a folder that is not there has none."""
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run, or ``None``."""
-    found = sorted(folder.glob("step-*")) if folder.is_dir() else []
-    return found[-1] if found else None
+    return (_checkpoints(folder) or [None])[-1]
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run: str, rank: int = 0) -> dict:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -274,9 +273,11 @@ class Trainer:
             inputs = recursively_apply(torch.Tensor.pin_memory, inputs)
         return send_to_device(inputs, self.accelerator.device, non_blocking=True)
 
+    def _newest(self) -> Path | None:
+        return newest_checkpoint(self.folder / "checkpoints") if self.folder else None
+
     def _saved(self) -> str:
-        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
-        return f"Last good checkpoint: {saved or 'none'}"
+        return f"Last good checkpoint: {self._newest() or 'none'}"
 
     def _stop_on_nan(self, step: _Pending, what: str) -> None:
         self.step, self.broken = step.number - 1, None  # weights are those before it: a later call goes on there
@@ -289,8 +290,8 @@ class Trainer:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def train(self, progress: bool = True, resume: bool = True) -> TrainingResult:
-        """Run all steps, from the newest checkpoint if there is one; without ``resume`` older ones are deleted.
+    def train(self, progress: bool = True) -> TrainingResult:
+        """Run all steps, from the newest checkpoint on if there is one.
 
         Ctrl-C ends the step (and the evaluation that is due after it), saves a checkpoint if there is a folder, and
         says how to go on; a second one breaks off at once, and the last checkpoint counts.
@@ -299,11 +300,7 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         main = self.accelerator.is_main_process
         self.log = RunLog(self.folder if main else None, progress and main, self.config.steps, *self._watchers(main))
-        if self.folder and not resume and main:
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        ranks.wait()
-        saved = ranks.agreed(newest_checkpoint(self.folder / "checkpoints") if self.folder else None)
-        if saved:
+        if saved := ranks.agreed(self._newest()):
             self._restore(saved)
         self.log.restart(self.step)
         batches = self._batches()
@@ -362,7 +359,7 @@ class Trainer:
     def _say_how_to_go_on(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        saved = newest_checkpoint(self.folder / "checkpoints") if self.folder else None
+        saved = self._newest()
         if saved and int(saved.name.removeprefix("step-")) == self.step:
             print(f"interrupted at step {self.step}; saved. Run the same command again to go on.")
         else:
@@ -390,7 +387,7 @@ class Trainer:
                 if self.step < self.config.steps and self.accelerator.is_main_process:
                     with replacing(self.folder / "best.safetensors") as temporary:
                         save_file(model_tensors(self.model), str(temporary))
-        if self.folder and self.config.save_every and self._due(self.config.save_every):
+        if self.folder and self._due(self.config.save_every):
             self._save()
 
     def _save(self) -> None:

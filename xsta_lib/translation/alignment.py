@@ -19,14 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.batches import collate_windows
 from ..data.files import is_blank, write_text_atomically
 from ..data.squad import Answer, Question
-from ..data.windows import Windows, WindowSpec, answer_tokens, build_windows
+from ..data.windows import WindowSpec, answer_tokens
 from ..encoders.backbones import E5_NAME, load_backbone
-from ..prediction.predictor import like_lengths
+from ..prediction.predictor import Predictor, like_lengths
 from ..training.machine import has_bf16
-from ..training.ranks import device as default_device
+from ..training.ranks import device
 
 WEIGHTS = Path(__file__).with_name("span_model.json")
 LAYER = 7  # of 12, counted from 1; layers 6 to 8 align best
@@ -66,24 +65,24 @@ class PassageEncoder:
     """Token states of passages, each read once as long as it is among the last ``KEPT``.
 
     Args:
-        backbone: an encoder with BERT's layers, by name; its first ``layer`` layers are read.
-        layer: counted from 1.
-        device: by default the GPU where there is one.
+        backbone: an encoder with BERT's layers, by name; its first ``LAYER`` layers are read, on a GPU if any.
     """
 
-    def __init__(self, backbone: str = E5_NAME, layer: int = LAYER, device: str | None = None):
-        self.model, self.tokenizer = load_backbone(backbone)
-        self.model.encoder.layer = self.model.encoder.layer[:layer]
-        self.model.to(device or default_device())
+    def __init__(self, backbone: str = E5_NAME):
+        model, tokenizer = load_backbone(backbone)
+        model.encoder.layer = model.encoder.layer[:LAYER]
+        self.predictor = Predictor(model.to(device()), tokenizer, autocast=has_bf16(device()))
         self.kept: OrderedDict[str, Passage] = OrderedDict()
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Passage]:
         """The passages by their text. A long one is read in windows that overlap, and put together again."""
         new = [text for text in dict.fromkeys(texts) if text not in self.kept]
-        windows = build_windows([Question(str(i), "", text, ()) for i, text in enumerate(new)], self.tokenizer)
+        windows = self.predictor.windows([Question(str(i), "", text, ()) for i, text in enumerate(new)])
         states: list[Tensor] = [torch.empty(0)] * len(windows)
         for batch in like_lengths(windows, np.arange(len(windows)), BATCH):
-            for index, found in zip(batch, self._read(windows, batch), strict=True):
+            with self.predictor.passes():
+                read = self.predictor.model(**self.predictor.inputs(windows, batch)).last_hidden_state.float().cpu()
+            for index, found in zip(batch, read, strict=True):
                 first = windows.context_start[index]
                 states[index] = found[first : first + len(windows.char_starts[index])]
         for row, text in enumerate(new):
@@ -95,13 +94,6 @@ class PassageEncoder:
         while len(self.kept) > KEPT:
             self.kept.popitem(last=False)
         return found
-
-    def _read(self, windows: Windows, batch: np.ndarray) -> Tensor:
-        place = self.model.device
-        inputs = collate_windows(windows, batch, self.tokenizer.pad_token_id or 0, 8)
-        inputs = {n: inputs[n].to(place) for n in ("input_ids", "attention_mask", "token_type_ids") if n in inputs}
-        with torch.inference_mode(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=has_bf16(place)):
-            return self.model(**inputs).last_hidden_state.float().cpu()
 
 
 def _join(windows: Sequence[tuple[Tensor, np.ndarray, np.ndarray]]) -> Passage:

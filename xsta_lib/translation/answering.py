@@ -46,12 +46,11 @@ class ProjectingPredictor:
     Args:
         predictor: any reader; one that reads pairs reads the target beside its source, as it does otherwise.
         projector: by default the one in the box.
-        source_language: of the source versions; by default the reader's own, else English.
     """
 
-    def __init__(self, predictor: Predictor, projector: Projector | None = None, source_language: str | None = None):
+    def __init__(self, predictor: Predictor, projector: Projector | None = None):
         self.predictor, self.projector = predictor, projector or Projector()
-        self.source_language = source_language or predictor.model.config.source_language or "en"
+        self.source_language = predictor.model.config.source_language
 
     def predict(
         self, targets: Mapping[str, Sequence[Question]], source: Sequence[Question], progress: bool = False

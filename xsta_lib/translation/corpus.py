@@ -85,7 +85,7 @@ def translate_training(
         file cannot be read. LanguageError: the engine is not for all of the languages. All these come at once; later
         EngineError: the engine fails; what it translated is kept.
     """
-    _check_languages(source, targets)
+    _check_languages("--to", targets, source)
     paths = {target: folder / file_name("train", target) for target in targets}
     made = {target: back and not overwrite and path.is_file() for target, path in paths.items()}
     _refuse_present([path for target, path in paths.items() if not made[target]], overwrite)
@@ -129,9 +129,7 @@ def translate_test(
         engine, overwrite, progress: as for :func:`translate_training`, which says what is raised and returned.
         target: the source language of training.
     """
-    if target in languages or not languages:
-        raise ValueError(f"--from is {' '.join(languages) or 'empty'}: give other languages than {target!r}")
-    _check_codes([*languages, target])
+    _check_languages("--from", languages, target)
     paths = {language: folder / file_name(TRANSLATE_TEST, language, target) for language in languages}
     _refuse_present(list(paths.values()), overwrite)
     library, names = Library(folder), {language: file_name("test", language) for language in languages}
@@ -145,15 +143,11 @@ def translate_test(
     )
 
 
-def _check_languages(source: str, targets: Sequence[str]) -> None:
-    if source in targets or not targets:
-        raise ValueError(f"--to is {' '.join(targets) or 'empty'}: give other languages than the source, {source!r}")
-    _check_codes([*targets, source])
-
-
-def _check_codes(languages: Sequence[str]) -> None:
-    """Refuse what cannot stand in a file's name."""
-    if wrong := [language for language in languages if not READ.fullmatch(file_name("train", language))]:
+def _check_languages(option: str, languages: Sequence[str], other: str) -> None:
+    """Refuse none, the other side's among them, and what cannot stand in a file's name."""
+    if other in languages or not languages:
+        raise ValueError(f"{option} is {' '.join(languages) or 'empty'}: give other languages than {other!r}")
+    if wrong := [language for language in (*languages, other) if not READ.fullmatch(file_name("train", language))]:
         raise ValueError(f"{wrong[0]!r} is no language code; codes look like es, swh or zh-Hant")
 
 

@@ -164,15 +164,12 @@ class HuggingFaceEngine:
         parts = [cut(text, lambda part: self._length(part) <= self.limit) for text in texts]
         flat = [before + part for found in parts for part in found]
         lengths = [self._length(part) for part in flat]
-        done, cut_off, batch = [""] * len(flat), 0, []
+        done, batches = [""] * len(flat), []
         for place in sorted(range(len(flat)), key=lengths.__getitem__, reverse=True):  # alike ones together
-            if batch and (len(batch) + 1) * lengths[batch[0]] > TOKENS:
-                cut_off += self._batch(flat, batch, done, forced)
-                batch = []
-            batch.append(place)
-        if batch:
-            cut_off += self._batch(flat, batch, done, forced)
-        if cut_off:
+            if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > TOKENS:
+                batches.append([])
+            batches[-1].append(place)
+        if cut_off := sum(self._batch(flat, batch, done, forced) for batch in batches):
             said = f"{self.name}: {cut_off} of {len(flat)} translations had no end when they reached the longest length"
             warnings.warn(f"{said}; they may repeat words or lack some", stacklevel=2)
         found = iter(done)
@@ -230,8 +227,6 @@ class HuggingFaceEngine:
     def _check_pair(self, source: str, target: str) -> None:
         """Refuse a pair that an Opus-MT model is not for, as far as it says; names of language groups say nothing."""
         said = [getattr(self.tokenizer, name, None) for name in ("source_lang", "target_lang")]
-        if self.kind == "marian" and not all(said):
-            said = list((re.search(r"-([a-z]{2,3})-([a-z]{2,3})/?$", self.name) or ["", None, None])[1:])
         wanted = [source, None if self.tokens else target]
         for language, code in zip(wanted, said, strict=True):
             if language and code and len(_tag(code)) == 2 and _distance(language, code) > NEAR:
@@ -248,8 +243,8 @@ def _three_letters(code: str) -> str:
         ) from None
 
 
-def _seconds(value: object) -> float:
-    with suppress(ValueError, TypeError):
+def _seconds(value: str | float) -> float:
+    with suppress(ValueError):
         if 0 < float(value) <= LONGEST_PATIENCE:  # nan is in no range
             return float(value)
     raise ValueError(
@@ -263,8 +258,8 @@ class CommandEngine:
     It is started anew for every list of texts. One whose arguments name no language is only asked for one pair.
 
     Args:
-        name: ``command:``, the program and its arguments, quoted as in a shell; no shell runs them.
-        timeout: seconds for one start; by default ``XSTA_TRANSLATE_TIMEOUT`` of the environment, else 600.
+        name: ``command:``, the program and its arguments, quoted as in a shell; no shell runs them. For one start they
+            have the seconds of ``XSTA_TRANSLATE_TIMEOUT`` in the environment, else 600.
 
     Raises:
         ValueError: there is no such program, or the time is none.
@@ -272,9 +267,9 @@ class CommandEngine:
 
     licence, chunk = None, 256
 
-    def __init__(self, name: str, timeout: float | None = None):
+    def __init__(self, name: str):
         self.name, self.pair = without_secrets(name), None
-        self.timeout = _seconds(os.environ.get(TIMEOUT) or PATIENCE if timeout is None else timeout)
+        self.timeout = _seconds(os.environ.get(TIMEOUT) or PATIENCE)
         try:
             self.words = shlex.split(name.partition(":")[2])
         except ValueError as error:

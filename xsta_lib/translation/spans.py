@@ -35,7 +35,7 @@ class Row:
         target_question, target_context: the translations.
         answer: the answer translated by itself; ``None`` where there is none.
         near: the characters of ``target_context`` that the answer's sentence became; the answer is looked for there
-            alone. ``None`` looks everywhere.
+            alone, but by the teacher, which does not look at it. ``None`` looks everywhere.
     """
 
     question: str
@@ -205,11 +205,6 @@ class TeacherMethod:
             gold[:, int(own.start[holding[0]]), 0] = gold[:, int(own.end[holding[0]]), 1] = 1
             teacher = predictor.model.teacher(read.normalised, encoded.normalised, gold, read.mask, encoded.mask)
         allowed = context_mask(other, indices, teacher.p.shape[1]).to(teacher.p.device)
-        if row.near:
-            for window in indices:
-                first, starts, ends = other.context_start[window], other.char_starts[window], other.char_ends[window]
-                inside = torch.from_numpy((starts < row.near[1]) & (ends > row.near[0]))
-                allowed[window, first : first + len(starts)] &= inside.to(allowed.device)
         start, end, score = (value[:, 0] for value in best_spans(teacher.p, allowed))
         best = int(score.argmax())
         if score[best] < 0:
@@ -240,14 +235,6 @@ class Scored:
     matches: tuple[tuple[int, int, float], ...]
     target: Passage
 
-    def match_table(self) -> Tensor:
-        """The matches as (N_T, D), 0 elsewhere."""
-        table = torch.zeros(len(self.tokens), self.longest)
-        for first, last, alike in self.matches:
-            if last - first < self.longest:
-                table[first, last - first] = alike
-        return table
-
 
 def prepare(encoder: PassageEncoder, rows: Sequence[Row]) -> Iterator[Scored | None]:
     """What the span model reads of each row; ``None`` where the answer or the place for it has no token."""
@@ -268,7 +255,8 @@ def log_probabilities(model: SpanModel, rows: Sequence[Scored]) -> Tensor:
     longest, count = max(row.longest for row in rows), max(len(row.tokens) for row in rows)
     matches = torch.zeros(len(rows), count, longest)
     for place, row in enumerate(rows):
-        matches[place, : len(row.tokens), : row.longest] = row.match_table()
+        for first, last, alike in row.matches:  # none is longer than ``row.longest``
+            matches[place, first, last - first] = alike
     tokens = pad_sequence([row.tokens for row in rows], batch_first=True)
     allowed = pad_sequence([row.allowed for row in rows], batch_first=True)
     lengths, limits = torch.tensor([(row.length, row.longest) for row in rows]).T

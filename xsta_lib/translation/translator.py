@@ -9,7 +9,7 @@ from weakref import finalize
 
 from tqdm.auto import tqdm
 
-from ..data.files import cache_folder
+from ..data.files import cache_folder, is_blank
 from .engines import Engine, EngineError
 from .sentences import glue, split_sentences
 
@@ -120,7 +120,7 @@ class Translator:
             raise EngineError(f"{self.engine.name}: {len(found)} translations of {len(part)} texts; mend the engine")
         made = dict(zip(part, found, strict=True))
         self.known |= made
-        self.kept.put(self.pair, {text: translation for text, translation in made.items() if translation.strip()})
+        self.kept.put(self.pair, {text: translation for text, translation in made.items() if not is_blank(translation)})
 
     def passage(self, text: str) -> Passage:
         """The translation of a text, sentence by sentence; white space at its ends goes."""
@@ -129,7 +129,7 @@ class Translator:
         parts, places, length, missing, before = [], [], 0, 0, 0
         for start, end in split_sentences(text, self.source):
             translation = self.known[text[start:end]].strip()
-            if not translation:
+            if is_blank(translation):
                 missing += any(map(str.isalnum, text[start:end]))
                 continue
             gap = glue(self.target, text[before:start]) if parts else ""
