@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 LESSONS := $(filter-out notebooks/solutions.ipynb,$(NOTEBOOKS))
+# Now and then the reply of a cell with widgets is lost (jupyter/nbclient, issue 312) and papermill would wait for ever: after
+# five minutes a second try is made. No cell took two minutes on one core.
+PAPERMILL := $(BIN)/papermill --no-progress-bar --start-timeout 120 --execution-timeout 300 --cwd notebooks
 export TOKENIZERS_PARALLELISM = true
 # Freed memory is kept for reuse: training on a CPU spends less time on page faults (docs/launching.md).
 export MALLOC_MMAP_THRESHOLD_ = 4294967296
@@ -25,8 +28,8 @@ demo: .venv/.ready
 	$(BIN)/xsta demo
 	@mkdir -p runs/notebooks
 	@printf '%s\n' $(LESSONS) | OMP_NUM_THREADS=$$((($$(nproc) + 1) / 2)) xargs -P 2 -I NAME sh -c 'echo "running NAME"; \
-	  $(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks NAME runs/NAME 2> runs/NAME.log \
-	  && echo "done with NAME" || { cat runs/NAME.log; exit 255; }'
+	  run() { $(PAPERMILL) --log-level WARNING NAME runs/NAME 2> runs/NAME.log; }; \
+	  run || run || { cat runs/NAME.log; exit 255; }; echo "done with NAME"'
 	@echo "Done. Open runs/figures/ or the executed notebooks in runs/notebooks/."
 
 test: .venv/.ready
@@ -42,7 +45,8 @@ lab: .venv/.ready
 check: .venv/.ready
 	@for notebook in $(NOTEBOOKS); do \
 	  mkdir -p runs/notebooks; echo "$$(date +%T) $$notebook, smallest size"; \
-	  $(BIN)/papermill --no-progress-bar --start-timeout 120 --execution-timeout 300 --cwd notebooks -p small True $$notebook runs/notebooks/small-$$(basename $$notebook) || exit 1; \
+	  run() { $(PAPERMILL) -p small True $$notebook runs/notebooks/small-$$(basename $$notebook); }; \
+	  run || run || exit 1; \
 	done
 
 # Re-execute the notebooks and keep their outputs, and those of the small runs that the tests repeat.
