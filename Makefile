@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 LESSONS := $(filter-out notebooks/solutions.ipynb,$(NOTEBOOKS))
-# Now and then the reply of a cell with widgets is lost (jupyter/nbclient, issue 312) and papermill would wait for ever: after
-# five minutes a second try is made. No cell took two minutes on one core.
+# Now and then the reply of a cell with widgets is lost (jupyter/nbclient, issue 312) and papermill would wait for ever: a cell
+# has five minutes (none took two on one core), and where nothing is overwritten the notebook a second try.
 PAPERMILL := $(BIN)/papermill --no-progress-bar --start-timeout 120 --execution-timeout 300 --cwd notebooks
 export TOKENIZERS_PARALLELISM = true
 # Freed memory is kept for reuse: training on a CPU spends less time on page faults (docs/launching.md).
@@ -51,7 +51,7 @@ check: .venv/.ready
 
 # Re-execute the notebooks and keep their outputs, and those of the small runs that the tests repeat.
 notebooks: .venv/.ready
-	@for notebook in $(NOTEBOOKS); do $(BIN)/papermill --cwd notebooks $$notebook $$notebook || exit 1; done
+	@for notebook in $(NOTEBOOKS); do $(PAPERMILL) --progress-bar $$notebook $$notebook || exit 1; done
 	$(BIN)/python notebooks/tidy.py $(NOTEBOOKS)
 	$(BIN)/python tests/test_notebooks.py
 
